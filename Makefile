@@ -1,0 +1,44 @@
+# Two commands do everything on a machine with Python (3.11 or newer) and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN = .venv/bin
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train the quick recipe and write its report"
+	@echo "make test    run the tests"
+	@echo "make lint    format, rules, types and the rooms' contract"
+	@echo "make bench   speed and memory, as ratios, into benchmarks/results/"
+	@echo "make docs    draw the README's pictures (needs Chromium)"
+
+.venv/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@ .venv/demo
+
+demo: .venv/demo
+	$(BIN)/residuum train quick
+
+test: .venv/dev
+	$(BIN)/pytest
+
+lint: .venv/dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/gradient_reach.py
+
+docs: .venv/dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+	$(BIN)/python docs/draw_pictures.py
+
+.PHONY: help demo test lint bench docs

@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all: written to a temporary name, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from residuum.errors import InputError
+
+TEMPORARY = ".part-"
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path`. Raises `InputError` if the disk refuses, and leaves no trace of the attempt."""
+    part = path.with_name(f"{TEMPORARY}{path.name}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name `path` once the block ends, and vanishes if it does not end well."""
+    part = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        for file in part.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        _flush_folder(part)
+        if path.exists():
+            shutil.rmtree(path)
+        part.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """The one line for a disk that refused."""
+    return InputError(f"cannot write {path}: {error.strerror or error}: make room or choose another place")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename itself durable; some systems cannot open a folder and need not."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
