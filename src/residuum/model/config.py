@@ -1,0 +1,109 @@
+"""The shape of a Transformer, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from residuum.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Transformer: widths in entries, lengths in tokens. Raises `InputError` if it cannot be built."""
+
+    vocab_size: int = 256
+    """Number of distinct tokens. When training, the tokenizer decides."""
+    context: int = 256
+    """Longest sequence the model reads, in tokens."""
+    d_model: int = 128
+    """Width of the residual stream."""
+    n_layers: int = 4
+    """Number of blocks; each has two residual connections."""
+    n_heads: int = 4
+    """Number of attention heads; must divide d_model."""
+    n_kv_heads: int | None = None
+    """Number of key and value heads (grouped-query attention); must divide n_heads. None: as many as n_heads."""
+    d_ff: int | None = None
+    """Inner width of the feed-forward. None: 4 d_model, or 8/3 d_model for swiglu, which has a third matrix."""
+    activation: Literal["gelu", "relu", "squared_relu", "swiglu"] = "gelu"
+    """Non-linearity of the feed-forward."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation used throughout."""
+    norm_eps: float = 1e-5
+    """Added to the variance under the root, so that a constant input divides by no zero."""
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    """How a token's place is told: a learned or a sinusoidal vector added at the start, or queries and keys rotated."""
+    rotary_base: float = 10000.0
+    """Longest rotary wavelength is 2π times this, in tokens."""
+    residual: str = "pre"
+    """Residual connection of every sub-layer, by name."""
+    causal: bool = True
+    """True: a decoder, where a token sees itself and those before it. False: an encoder, where it sees all."""
+    head: Literal["tied", "untied", "none"] = "tied"
+    """Read-out to the vocabulary: the embedding's matrix, one of its own, or none (the output is the last state)."""
+    bias: bool = False
+    """Whether linear maps and layer norms have a bias."""
+    dropout: float = 0.0
+    """Share of entries dropped from the embedding, the attention pattern and each branch's write while training."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+    branch_init: Literal["gpt2", "zero"] = "gpt2"
+    """First value of a branch's last matrix: gpt2 divides init_std by √(2 n_layers), zero makes blocks the identity."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"model.{name} is {value}: give a whole number of at least 1")
+        if self.d_model % self.n_heads:
+            fits = _divisors_near(self.d_model, self.n_heads)
+            raise InputError(
+                f"model.d_model = {self.d_model} is not divisible by model.n_heads = {self.n_heads}: "
+                f"set model.n_heads to {fits}, or model.d_model to a multiple of {self.n_heads}"
+            )
+        if self.n_heads % self.kv_heads:
+            fits = _divisors_near(self.n_heads, self.kv_heads)
+            raise InputError(
+                f"model.n_heads = {self.n_heads} is not divisible by model.n_kv_heads = {self.kv_heads}: "
+                f"set model.n_kv_heads to {fits}"
+            )
+        if self.positions == "rotary" and self.d_head % 2:
+            raise InputError(
+                f"model.positions = 'rotary' turns pairs of entries, and each head has {self.d_head} "
+                "(model.d_model / model.n_heads): choose them so that it is even"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout is {self.dropout}: give a share from 0 up to, not including, 1")
+        for name in ("norm_eps", "rotary_base", "init_std"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}: give a number above 0")
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def ff_width(self) -> int:
+        """d_ff, or its default: 4 d_model; for swiglu 8/3 d_model, rounded up to a multiple of 8."""
+        if self.d_ff is not None:
+            return self.d_ff
+        return 4 * self.d_model if self.activation != "swiglu" else -(-8 * self.d_model // 24) * 8
+
+    @property
+    def write_std(self) -> float:
+        """Initial standard deviation of each branch's last matrix.
+
+        GPT-2 divides by √(2 n_layers), the number of writes under the root, so that the stream's variance does not grow
+        with depth (Radford et al. 2019, section 2.3).
+        """
+        return 0.0 if self.branch_init == "zero" else self.init_std / (2 * self.n_layers) ** 0.5
+
+
+def _divisors_near(number: int, wanted: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return " or ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:2]))

@@ -1,0 +1,88 @@
+"""The whole model, decoder or encoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from residuum.model.attention import LayerCache
+from residuum.model.block import Block
+from residuum.model.config import ModelConfig
+from residuum.model.embedding import Embedding
+from residuum.model.linear import Linear
+from residuum.model.norm import make_norm
+from residuum.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from residuum.model.residual import residual_named
+
+
+class Transformer(nn.Module):
+    """Tokens to scores over the vocabulary; to the last state where `config.head` is "none".
+
+    As a decoder (`config.causal`) the scores at a place are of the token after it; as an encoder, of the token at it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.d_model, config.init_std)
+        self.positions: LearnedPositions | SinusoidalPositions | None = None
+        self.rotary: RotaryPositions | None = None
+        if config.positions == "learned":
+            self.positions = LearnedPositions(config.context, config.d_model, config.init_std)
+        elif config.positions == "sinusoidal":
+            self.positions = SinusoidalPositions(config.context, config.d_model)
+        else:
+            self.rotary = RotaryPositions(config.context, config.d_head, config.rotary_base)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.final_norm = make_norm(config) if residual_named(config.residual).final_norm else None
+        self.head: Linear | None = None
+        if config.head != "none":
+            self.head = Linear(config.d_model, config.vocab_size, bias=False, std=config.init_std)
+            if config.head == "tied":
+                self.head.weight = self.embedding.weight
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"] | None = None,
+        cache: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "batch pos out"]:
+        """`mask` is True where a token is real; `cache` (decoder only, from `new_cache`) holds the tokens before these.
+
+        Raises `ValueError` where tokens and cache together are longer than `config.context`.
+        """
+        x = self.states(tokens, mask, cache)
+        return x if self.head is None else self.head(x)
+
+    def states(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"] | None = None,
+        cache: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The last state of the residual stream, after the final norm where there is one."""
+        start, length = cache[0].length if cache else 0, tokens.shape[1]
+        if start + length > self.config.context:
+            raise ValueError(f"{start + length} tokens are more than the model's context of {self.config.context}")
+        if cache is not None and (mask is not None or not self.config.causal):
+            raise ValueError("a cache is for a decoder without padding")
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(start, length)
+        angles = self.rotary(start, length) if self.rotary is not None else None
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, angles, mask, cache[layer] if cache else None)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def loss(self, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy of `targets`, in nats per token; a target of −100 counts for nothing."""
+        return F.cross_entropy(self(tokens).flatten(0, 1).float(), targets.flatten())
+
+    def new_cache(self, batch: int) -> list[LayerCache]:
+        """Empty keys and values for every layer, room for `config.context` tokens."""
+        like = self.embedding.weight
+        shape = (batch, self.config.kv_heads, self.config.context, self.config.d_head)
+        return [LayerCache(torch.empty(shape, dtype=like.dtype, device=like.device)) for _ in self.blocks]
