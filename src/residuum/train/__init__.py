@@ -1,0 +1,7 @@
+"""Train a Transformer on text: recipes, data, the loop, checkpoints, and the folder that a run is."""
+
+from residuum.train.loop import train
+from residuum.train.recipe import Recipe, load_recipe
+from residuum.train.run_folder import RunFolder, load
+
+__all__ = ["Recipe", "RunFolder", "load", "load_recipe", "train"]

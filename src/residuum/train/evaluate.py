@@ -1,0 +1,60 @@
+"""How well held-out text is predicted, in bits per byte: a unit that no choice of tokens can flatter."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from residuum.model import Transformer
+from residuum.train.batches import check_length, windows
+from residuum.train.tokenizer import Tokenizer, Tokens
+
+
+@torch.inference_mode()
+def bits_per_byte(model: Transformer, tokens: Tokens, tokenizer: Tokenizer, most_tokens: int, batch_size: int) -> float:
+    """−log₂ p(text) / bytes over windows spread evenly through `tokens`, at most `most_tokens` of them.
+
+    A document's end counts as one byte, here and in `bigram_bits_per_byte`.
+    """
+    context = model.config.context
+    check_length(tokens, context)
+    fit = (len(tokens) - 1) // context
+    count = max(min(fit, most_tokens // context), 1)
+    starts = [i * fit // count * context for i in range(count)]
+    device = model.embedding.weight.device
+    was_training, nats, size = model.training, 0.0, 0
+    model.eval()
+    for i in range(0, count, batch_size):
+        x, y = windows(tokens, starts[i : i + batch_size], context)
+        scores = model(x.to(device)).flatten(0, 1).float()
+        nats += float(F.cross_entropy(scores, y.to(device).flatten(), reduction="sum"))
+        size += int(tokenizer.token_bytes[y.numpy()].sum())
+    model.train(was_training)
+    return nats / math.log(2) / size
+
+
+def bigram_bits_per_byte(train: list[str], held_out: list[str]) -> float:
+    """The same measure for the simplest model of bytes: p(b | a) from counts of pairs in `train`, each plus one.
+
+    What a trained model must beat to have learned more than which byte follows which.
+    """
+    counts = np.ones((257, 257))
+    for pairs in _pairs(train):
+        counts += np.bincount(pairs, minlength=257 * 257).reshape(257, 257)
+    cost = -np.log2(counts / counts.sum(axis=1, keepdims=True)).ravel()
+    bits, size = 0.0, 0
+    for pairs in _pairs(held_out):
+        bits += float(cost[pairs].sum())
+        size += len(pairs)
+    return bits / size
+
+
+def _pairs(documents: list[str]) -> list[np.ndarray]:
+    found = []
+    for document in documents:
+        row = np.concatenate(([256], np.frombuffer(document.encode(), np.uint8).astype(np.int64), [256]))
+        found.append(row[:-1] * 257 + row[1:])
+    return found

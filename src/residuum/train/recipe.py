@@ -1,0 +1,179 @@
+"""A recipe: everything that decides a training run, as nested dataclasses, TOML files and command-line flags alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from residuum.errors import InputError
+from residuum.model.config import ModelConfig
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how often, where."""
+
+    dir: str | None = None
+    """Folder of the run. None: runs/<recipe>, numbered if that is taken."""
+    steps: int = 1000
+    """Number of optimizer steps."""
+    seed: int = 0
+    """Seed of the initial weights, the batches and the dropout."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out text; each also writes a sample."""
+    eval_tokens: int = 65536
+    """How much held-out text an evaluation reads, in tokens."""
+    sample_tokens: int = 120
+    """Length of a sample, in tokens; 0 writes none."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps …; auto takes cuda where there is one, else the cpu."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the matrix products; auto takes bfloat16 on a cuda device that has it, else float32."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What text, cut into what tokens."""
+
+    source: str = "stdlib"
+    """stdlib (source of this Python's standard library), stdlib-names (names in it), a file, or a folder."""
+    documents: Literal["auto", "file", "paragraph", "line"] = "auto"
+    """The unit that is held out; auto: the files of a folder; the paragraphs, or else the lines, of a file."""
+    held_out: float = 0.05
+    """Share of the documents that is never trained on, chosen by a hash of each one's name."""
+    max_bytes: int | None = None
+    """Read at most about this many bytes of text. None: all."""
+    tokenizer: Literal["byte", "char", "bpe"] = "byte"
+    """byte: 256 of them; char: the text's own characters; bpe: byte pairs merged by frequency."""
+    vocab_size: int = 2048
+    """Number of tokens of the bpe tokenizer."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    batch_size: int = 16
+    """Sequences in one forward and backward pass."""
+    accumulate: int = 1
+    """Passes summed to one optimizer step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    min_lr: float = 1e-4
+    """Learning rate at the last step, where it decays."""
+    warmup: int = 100
+    """Steps over which the learning rate rises from 0."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    weight_decay: float = 0.1
+    """Decay of matrices, per unit of learning rate; vectors (biases, gains) never decay."""
+    beta1: float = 0.9
+    """Memory of the gradient's mean."""
+    beta2: float = 0.95
+    """Memory of the gradient's square."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient; a larger one is scaled down. 0: never."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run. Raises `InputError` where a value cannot be."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        run = dict.fromkeys(
+            ("steps", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep_checkpoints"), 1
+        )
+        at_least = {
+            "run": {**run, "seed": 0, "sample_tokens": 0},
+            "data": {"max_bytes": 1, "vocab_size": 257},
+            "optim": {"batch_size": 1, "accumulate": 1, "min_lr": 0, "warmup": 0, "weight_decay": 0, "clip": 0},
+        }
+        for section, fields in at_least.items():
+            for name, least in fields.items():
+                value = getattr(getattr(self, section), name)
+                if value is not None and not value >= least:
+                    raise InputError(f"{section}.{name} is {value}: give at least {least}")
+        if not self.optim.lr > 0:
+            raise InputError(f"optim.lr is {self.optim.lr}: give a number above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self.optim, name) < 1:
+                raise InputError(
+                    f"optim.{name} is {getattr(self.optim, name)}: give a number from 0 up to, not including, 1"
+                )
+        if not 0 < self.data.held_out < 1:
+            raise InputError(f"data.held_out is {self.data.held_out}: give a share between 0 and 1, such as 0.05")
+        if not self.model.causal or self.model.head == "none":
+            raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe in a TOML file, or a built-in one by name. Raises `InputError` for a file or key at fault."""
+    built_in = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    path = FOLDER / f"{name}.toml" if name in built_in else Path(name)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no recipe '{name}': choose {', '.join(built_in)}, or give the path of a TOML file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"recipe {path}: {error}") from error
+    content.pop("made_with", None)  # what a run's own recipe.toml says of versions and data
+    return _build(Recipe, content, f"recipe {path}", "")
+
+
+def as_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Sections and their keys, as TOML holds them: a None is left out."""
+    sections = dataclasses.asdict(recipe)
+    return {section: {k: v for k, v in keys.items() if v is not None} for section, keys in sections.items()}
+
+
+def _build(kind: Any, content: dict[str, Any], where: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in content.items():
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, n=1)
+            mend = f"did you mean '{prefix}{close[0]}'?" if close else f"it may hold {', '.join(hints)}"
+            raise InputError(f"{where}: no key '{prefix}{key}': {mend}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: '{prefix}{key}' is a section: write [{prefix}{key}] and its keys below")
+            values[key] = _build(hints[key], value, where, f"{prefix}{key}.")
+        else:
+            values[key] = _check(value, hints[key], where, prefix + key)
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from None
+
+
+def _check(value: Any, hint: Any, where: str, key: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise InputError(f"{where}: '{key}' is {value!r}: choose {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:
+        wanted = " or ".join(kind.__name__ for kind in allowed if kind is not types.NoneType)
+        raise InputError(f"{where}: '{key}' is {value!r}: give {'an' if wanted[0] in 'aeiou' else 'a'} {wanted}")
+    return value

@@ -1,0 +1,157 @@
+"""A run is a folder: recipe.toml, tokenizer.json, metrics.jsonl, samples.txt, checkpoints/ and report.html."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from residuum.errors import InputError
+from residuum.files import TEMPORARY, cannot_write, write_whole
+from residuum.model import Transformer
+from residuum.train.checkpoint import load_weights, newest_checkpoint
+from residuum.train.recipe import Recipe, as_dict, load_recipe
+from residuum.train.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and what can be read from them."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run. Raises `InputError` if `path` is none."""
+        folder = cls(Path(path))
+        if not folder.path.is_dir():
+            raise InputError(f"{path} is no folder: give the folder of a run")
+        if not folder.recipe_file.is_file():
+            raise InputError(f"{path} is no run folder: it holds no recipe.toml")
+        return folder
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """A new run. Raises `InputError` if `path` already holds something."""
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file: choose another --run.dir")
+        if (path / "recipe.toml").exists():
+            raise InputError(f"{path} already holds a run: go on with --resume {path}, or choose another --run.dir")
+        if path.is_dir() and any(not p.name.startswith(TEMPORARY) for p in path.iterdir()):
+            raise InputError(f"{path} is not empty: choose another --run.dir")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return cls(path)
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.txt"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return load_recipe(str(self.recipe_file))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_file)
+
+    def write_recipe(self, recipe: Recipe, fingerprint: str) -> None:
+        """The recipe as it was run, with what made it: enough to repeat the run, or to see why it cannot be."""
+        made_with = {
+            "residuum": version("residuum"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "data_fingerprint": fingerprint,
+        }
+        write_whole(self.recipe_file, tomli_w.dumps({**as_dict(recipe), "made_with": made_with}))
+
+    def made_with(self) -> dict[str, str]:
+        import tomllib
+
+        return tomllib.loads(self.recipe_file.read_text(encoding="utf-8")).get("made_with", {})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines() if line.endswith("}")]
+
+    def model(self) -> Transformer:
+        """The trained model, in evaluation mode, from the newest checkpoint."""
+        checkpoint = newest_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            raise InputError(f"{self.path} has no checkpoint yet: go on with residuum train --resume {self.path}")
+        model = Transformer(self.recipe.model)
+        load_weights(checkpoint, model)
+        return model.eval()
+
+
+class Log:
+    """A file that only grows, and that a resumed run cuts back to where its checkpoint was."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        self.path = path
+        try:
+            self._file = path.open("ab")
+            self._file.truncate(min(length, path.stat().st_size))
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def append(self, text: str) -> None:
+        start = self.length
+        try:
+            self._file.write(text.encode())
+            self._file.flush()
+        except OSError as error:
+            os.truncate(self.path, start)
+            raise cannot_write(self.path, error) from error
+
+    @property
+    def length(self) -> int:
+        return self._file.tell()
+
+    def settle(self) -> None:
+        """Have the disk hold it before a checkpoint says how long it is."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def load(path: str | Path) -> Transformer:
+    """The trained model of the run folder `path`, in evaluation mode.
+
+    Raises `InputError` if it is no run, has no checkpoint, or its newest checkpoint is damaged.
+    """
+    return RunFolder.open(path).model()

@@ -1,0 +1,115 @@
+"""Where the text comes from, and which of its documents are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from residuum.errors import InputError
+from residuum.train.recipe import DataConfig
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and documents held out; `fingerprint` changes if any of them does."""
+
+    train: list[str]
+    held_out: list[str]
+    fingerprint: str
+    skipped: int
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(document.encode()) for document in [*self.train, *self.held_out])
+
+
+def read_corpus(config: DataConfig) -> Corpus:
+    """Read `config.source` and split it by document.
+
+    A document is held out if the hash of its name falls in the lowest `config.held_out`, so the split does not depend
+    on what else is there. Raises `InputError` where there is no text, or too little to split.
+    """
+    documents, skipped = _documents(config)
+    if not any(text for _, text in documents):
+        raise InputError(f"data.source = '{config.source}' holds no text: give a file or folder of UTF-8 text")
+    documents.sort(key=lambda document: _hash(document[0]))
+    if config.max_bytes is not None:
+        documents = _first_bytes(documents, config.max_bytes)
+    whole = hashlib.sha256()
+    for name, text in documents:
+        whole.update(f"{len(name)} {len(text)} {name}{text}".encode())
+    held = [text for name, text in documents if _hash(name) < config.held_out]
+    train = [text for name, text in documents if _hash(name) >= config.held_out]
+    if not train or not held:
+        raise InputError(
+            f"data.source = '{config.source}' has {len(documents)} documents, of which {len(held)} would be held out: "
+            "give more text, a larger data.held_out, or smaller documents (data.documents = 'line')"
+        )
+    return Corpus(train, held, whole.hexdigest(), skipped)
+
+
+def _documents(config: DataConfig) -> tuple[list[tuple[str, str]], int]:
+    if config.source == "stdlib":
+        return _files(Path(sysconfig.get_path("stdlib")), "*.py")
+    if config.source == "stdlib-names":
+        return [(name, name) for name in _names_of_stdlib()], 0
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        return _files(path, "*")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"data.source = '{config.source}' does not exist: give stdlib, a file or a folder") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.source = '{config.source}' is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"data.source = '{config.source}' cannot be read: {error.strerror}") from None
+    if config.documents == "file":
+        return [(path.name, text)], 0
+    parts = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+    if config.documents == "line" or (config.documents == "auto" and len(parts) < 20):
+        parts = [line for line in text.splitlines() if line.strip()]
+    # Equal parts carry equal names: a line that occurs twice is on one side of the split.
+    return [(part, part) for part in parts], 0
+
+
+def _files(folder: Path, pattern: str) -> tuple[list[tuple[str, str]], int]:
+    documents, skipped = [], 0
+    for path in sorted(folder.rglob(pattern)):
+        inside = path.relative_to(folder)
+        if not path.is_file() or "site-packages" in inside.parts or any(part.startswith(".") for part in inside.parts):
+            continue
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            skipped += 1
+            continue
+        if text:
+            documents.append((inside.as_posix(), text))
+    return documents, skipped
+
+
+def _names_of_stdlib() -> list[str]:
+    """Every lower-case name of 3 to 12 letters that the standard library defines or calls: a small text of words."""
+    documents, _ = _files(Path(sysconfig.get_path("stdlib")), "*.py")
+    definition = re.compile(r"(?:\bdef |\bclass |\.|^[ \t]*)([a-z]{3,12})(?= *[=(:])", re.MULTILINE)
+    found = {name for _, text in documents for name in definition.findall(text)}
+    return sorted(found)
+
+
+def _first_bytes(documents: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+    kept, total = [], 0
+    for name, text in documents:
+        size = len(text.encode())
+        if total + size <= most:
+            kept.append((name, text))
+            total += size
+    return kept
+
+
+def _hash(name: str) -> float:
+    """A number from 0 up to 1 that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56
