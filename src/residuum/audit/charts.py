@@ -1,0 +1,201 @@
+"""The charts of a report. One idea each; the title says what was found."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import altair as alt
+
+from residuum.stream import Measured
+
+# Told apart by the colour-blind too, on white and on black alike.
+IDENTITY, BRANCH, STATE, FINDING = "#2F7FD0", "#E07B00", "#8A8F98", "#D1344B"
+
+
+def stream_charts(measured: list[Measured]) -> list[dict[str, Any]]:
+    """Stream norm, write share and gradient by depth for one stream, as Vega-Lite specifications."""
+    rows = [_row(m) for m in measured]
+    charts = [_stream_norm(rows), _write_share(rows)]
+    carrying = [row for row in rows if row["identity"] is not None and row["gradient"] is not None]
+    if carrying:
+        charts += [_gradient(carrying), _paths(carrying)]
+    return [_finish(chart) for chart in charts]
+
+
+def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Bits per byte over the steps of a run, beside the byte bigram model's; None where nothing was evaluated."""
+    evaluated = [
+        {"step": x["step"], "bits": x["bits_per_byte"], "text": "held out"} for x in lines if "bits_per_byte" in x
+    ]
+    trained = [
+        {"step": x["step"], "bits": x["train_bits_per_byte"], "text": "training batch"}
+        for x in lines
+        if "train_bits_per_byte" in x
+    ]
+    bigram = next((x["bigram_bits_per_byte"] for x in lines if "bigram_bits_per_byte" in x), None)
+    if not evaluated:
+        return None
+    last = evaluated[-1]
+    title = f"held-out text costs {last['bits']:.2f} bits per byte after {last['step']} steps"
+    if bigram is not None:
+        below = 1 - last["bits"] / bigram
+        title += f", {abs(below):.0%} {'below' if below >= 0 else 'above'} a byte bigram model"
+    colour = alt.Color(
+        "text:N",
+        scale=alt.Scale(domain=["held out", "training batch"], range=[IDENTITY, STATE]),
+        legend=alt.Legend(title=None, orient="top"),
+    )
+    x = alt.X("step:Q", title="step")
+    y = alt.Y("bits:Q", title="bits per byte", scale=alt.Scale(zero=False))
+    tooltip = [alt.Tooltip("step:Q"), alt.Tooltip("bits:Q", format=".3f"), alt.Tooltip("text:N")]
+    layers = [
+        alt.Chart(alt.Data(values=trained)).mark_line(strokeWidth=1, opacity=0.7).encode(x, y, colour),
+        alt.Chart(alt.Data(values=evaluated)).mark_line(point=True).encode(x, y, colour, tooltip=tooltip),
+    ]
+    if bigram is not None:
+        rule = alt.Chart(alt.Data(values=[{"bits": bigram, "name": "byte bigram model"}]))
+        layers.append(rule.mark_rule(strokeDash=[4, 4], color=STATE).encode(y="bits:Q"))
+        layers.append(
+            rule.mark_text(align="right", baseline="bottom", dy=-3, color="currentColor").encode(
+                x=alt.XValue("width"), y="bits:Q", text="name:N"
+            )
+        )
+    return _finish(alt.layer(*layers).properties(title=title))
+
+
+def _row(m: Measured) -> dict[str, Any]:
+    backward = m.backward
+    return {
+        "connection": m.residual.index,
+        "branch": m.residual.branch or m.residual.module,
+        "source": f"{m.residual.source.file.rsplit('/', 1)[-1]}:{m.residual.source.line}",
+        "state": _number(m.forward.state_rms),
+        "write": _number(m.forward.write_rms),
+        "share": _number(m.forward.write_share),
+        "identity": backward and _number(backward.identity),
+        "gradient": backward and _number(backward.branch),
+        "arriving": backward and _number(backward.arriving),
+    }
+
+
+def _stream_norm(rows: list[dict[str, Any]]) -> Any:
+    first, last = rows[0]["state"], rows[-1]["state"]
+    if first and last:
+        change = last / first
+        title = f"the stream's norm ends at {change:.2g}× where it began" if len(rows) > 1 else "the stream's norm"
+    else:
+        title = "the stream's norm is not finite everywhere"
+    return _two_lines(rows, "RMS of an entry", {"state": ("state", STATE), "write": ("write", BRANCH)}).properties(
+        title=title
+    )
+
+
+def _write_share(rows: list[dict[str, Any]]) -> Any:
+    finite = [row for row in rows if row["share"] is not None]
+    largest = max(finite, key=lambda row: row["share"], default=None)
+    title = f"{largest['branch']} writes most: {largest['share']:.0%}" if largest else "no write is finite"
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(color=BRANCH)
+        .encode(
+            _depth(mark="bar"),
+            alt.Y("share:Q", title="write / (skip + write)", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            tooltip=["branch:N", "source:N", alt.Tooltip("share:Q", format=".1%")],
+        )
+        .properties(title=title)
+    )
+
+
+def _gradient(rows: list[dict[str, Any]]) -> Any:
+    first, last = rows[0]["arriving"], rows[-1]["arriving"]
+    if len(rows) > 1 and first is not None and last:
+        start, end = rows[0]["connection"], rows[-1]["connection"]
+        title = f"gradient reaches connection {start} at {first / last:.2g}× that of connection {end}"
+    else:
+        title = "gradient on both paths"
+    lines = {"identity": ("identity path", IDENTITY), "gradient": ("branch path", BRANCH)}
+    return _two_lines(rows, "norm of the gradient", lines).properties(title=title)
+
+
+def _paths(rows: list[dict[str, Any]]) -> Any:
+    parts = (("identity path", "identity", IDENTITY), ("branch path", "gradient", BRANCH))
+    values = [{**row, "part": name, "value": row[key]} for row in rows for name, key, _ in parts]
+    total = [row["identity"] / (row["identity"] + row["gradient"]) for row in rows if row["identity"] + row["gradient"]]
+    mean = sum(total) / len(total) if total else 0.0
+    return (
+        alt.Chart(alt.Data(values=values))
+        .mark_bar()
+        .encode(
+            _depth(mark="bar"),
+            alt.Y("value:Q", title="share of both parts", stack="normalize", axis=alt.Axis(format="%")),
+            alt.Color(
+                "part:N",
+                scale=alt.Scale(domain=[name for name, _, _ in parts], range=[colour for _, _, colour in parts]),
+                legend=alt.Legend(title=None, orient="top"),
+            ),
+            order=alt.Order("part:N", sort="descending"),
+            tooltip=["branch:N", "part:N", alt.Tooltip("value:Q", format=".3g"), "source:N"],
+        )
+        .properties(title=f"the identity path takes {mean:.0%} of the gradient on average")
+    )
+
+
+def _two_lines(rows: list[dict[str, Any]], axis: str, lines: dict[str, tuple[str, str]]) -> Any:
+    values = [
+        {**{k: row[k] for k in ("connection", "branch", "source")}, "value": row[key], "part": name}
+        for row in rows
+        for key, (name, _) in lines.items()
+        if row[key] is not None
+    ]
+    positive = [v["value"] for v in values if v["value"] > 0]
+    spread = max(positive, default=1) / min(positive, default=1)
+    if spread > 20:  # on a linear axis the smaller line would lie on the ground
+        values = [v for v in values if v["value"] > 0]
+        low, high = (math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))))
+        scale = alt.Scale(type="log", domain=[10.0**low, 10.0**high])
+        ticks = alt.Axis(format="~g", values=[10.0**power for power in range(low, high + 1)])
+    else:
+        scale = alt.Scale(zero=True)
+        ticks = alt.Axis(format="~g", tickCount=5)
+    base = alt.Chart(alt.Data(values=values)).encode(
+        _depth(),
+        alt.Y("value:Q", title=axis, scale=scale, axis=ticks),
+        alt.Color(
+            "part:N",
+            scale=alt.Scale(domain=[n for n, _ in lines.values()], range=[c for _, c in lines.values()]),
+            legend=alt.Legend(title=None, orient="top"),
+        ),
+        tooltip=["branch:N", "part:N", alt.Tooltip("value:Q", format=".3g"), "source:N"],
+    )
+    return alt.layer(base.mark_line(), base.mark_point(filled=True, size=40))
+
+
+def _depth(mark: str = "line") -> alt.X:
+    if mark == "bar":
+        return alt.X(
+            "connection:O", title="connection, in order of depth", axis=alt.Axis(labelAngle=0, labelOverlap=True)
+        )
+    return alt.X("connection:Q", title="connection, in order of depth", axis=alt.Axis(tickMinStep=1, format="d"))
+
+
+def _finish(chart: Any) -> dict[str, Any]:
+    """Colours that follow the page's own, so that one chart serves light and dark; width that follows the screen's."""
+    spec = chart.properties(width="container", height=210).to_dict()
+    title = spec.pop("title")
+    spec["config"] = {
+        "background": "transparent",
+        "font": "system-ui, sans-serif",
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "currentColor",
+            "gridOpacity": 0.12, "domainColor": "currentColor", "domainOpacity": 0.4, "tickColor": "currentColor",
+            "tickOpacity": 0.4, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
+        },
+        "legend": {"labelColor": "currentColor", "labelFontSize": 12, "symbolType": "circle"},
+    }  # fmt: skip
+    return {"title": title, "spec": spec}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,58 @@
+"""The audit as one self-contained page: no network, light and dark, screen and paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+
+from residuum.audit.audit import Audit
+from residuum.audit.charts import BRANCH, FINDING, IDENTITY, STATE, stream_charts
+from residuum.audit.paths import shorten
+from residuum.stream import Measured
+
+# A page of hundreds of charts answers nothing; the streams beyond these are in the table and the JSON.
+CHARTED_STREAMS = 4
+
+
+@dataclass(frozen=True)
+class Section:
+    """One stream on the page."""
+
+    title: str
+    charts: list[dict[str, Any]]
+    rows: list[Measured]
+
+
+def render_page(
+    audit: Audit, training: dict[str, Any] | None = None, facts: list[str] | None = None, sample: str = ""
+) -> str:
+    """`training` is a chart of the run's own curve, `facts` are lines under the verdict, `sample` is text it wrote."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["shorten"] = shorten
+    environment.filters["number"] = lambda value: f"{value:.3g}"
+    sections = []
+    for number, (stream, measured) in enumerate(zip(audit.graph.streams, audit.flow.measured, strict=True)):
+        count = len(measured)
+        title = f"Residual stream from {stream.origin or 'the input'}: {count} connection{'s' * (count != 1)}"
+        sections.append(Section(title, stream_charts(measured) if number < CHARTED_STREAMS else [], measured))
+    charts = [*([training] if training else []), *(chart for section in sections for chart in section.charts)]
+    return environment.get_template("page.html.jinja").render(
+        audit=audit,
+        training=training,
+        facts=facts or [],
+        sample=sample,
+        sections=sections,
+        specs={f"chart-{i}": chart["spec"] for i, chart in enumerate(charts)},
+        numbered={id(chart): f"chart-{i}" for i, chart in enumerate(charts)},
+        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        colours={"identity": IDENTITY, "branch": BRANCH, "state": STATE, "finding": FINDING},
+        version=version("residuum"),
+        id=id,
+    )

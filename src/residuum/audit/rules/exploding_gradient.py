@@ -1,0 +1,37 @@
+"""RS202: the gradient grows without bound on its way to the first connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from residuum.audit.finding import Finding, Severity, place
+from residuum.audit.rules._reach import reach
+from residuum.stream import Flow
+
+
+class ExplodingGradient:
+    """More than a thousand times the gradient at the last connection arrives at the first.
+
+    The bound mirrors RS201's: over 24 blocks at the start, pre-norm and post-norm stay below ten
+    (`python benchmarks/gradient_reach.py` prints the figures).
+    """
+
+    code = "RS202"
+    severity: Severity = "warning"
+    title = "exploding gradient"
+    most = 1e3
+
+    def check(self, flow: Flow) -> Iterator[Finding]:
+        for first, last, ratio in reach(flow):
+            if ratio > self.most:
+                yield Finding(
+                    self.code,
+                    self.severity,
+                    f"the gradient at {place(first)} is {ratio:.2g} times that at {place(last)}",
+                    "normalise before the branch (pre), or start the branches' last matrices smaller",
+                    first.module,
+                    first.source,
+                )
+
+
+RULE = ExplodingGradient()

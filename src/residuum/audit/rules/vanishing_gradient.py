@@ -1,0 +1,37 @@
+"""RS201: the gradient dies on its way to the first connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from residuum.audit.finding import Finding, Severity, place
+from residuum.audit.rules._reach import reach
+from residuum.stream import Flow
+
+
+class VanishingGradient:
+    """Less than a thousandth of the gradient at the last connection arrives at the first.
+
+    The bound is far from what works: over 24 blocks at the start, pre-norm and post-norm keep more than a tenth
+    (`python benchmarks/gradient_reach.py` prints the figures).
+    """
+
+    code = "RS201"
+    severity: Severity = "warning"
+    title = "vanishing gradient"
+    least = 1e-3
+
+    def check(self, flow: Flow) -> Iterator[Finding]:
+        for first, last, ratio in reach(flow):
+            if ratio < self.least:
+                yield Finding(
+                    self.code,
+                    self.severity,
+                    f"the gradient at {place(first)} is {ratio:.2g} of that at {place(last)}",
+                    "normalise before the branch (pre), or scale the branches' last matrices down with depth",
+                    first.module,
+                    first.source,
+                )
+
+
+RULE = VanishingGradient()

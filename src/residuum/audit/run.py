@@ -1,0 +1,47 @@
+"""Audit a run on text that it was not trained on, and write the report that training ends with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.nn.functional import cross_entropy
+
+from residuum.audit.audit import Audit, judge
+from residuum.audit.charts import training_chart
+from residuum.audit.html import render_page
+from residuum.files import write_whole
+from residuum.stream import flow
+from residuum.train.batches import check_length, windows
+from residuum.train.run_folder import RunFolder
+from residuum.train.text import read_corpus
+from residuum.train.tokenizer import tokenize
+
+
+def audit_run(folder: RunFolder) -> Audit:
+    """The newest checkpoint on the first held-out windows, with the loss it was trained with, without dropout."""
+    recipe = folder.recipe
+    model = folder.model()
+    held_out = tokenize(folder.tokenizer, read_corpus(recipe.data).held_out)
+    context = recipe.model.context
+    check_length(held_out, context)
+    count = max(min(recipe.optim.batch_size, (len(held_out) - 1) // context), 1)
+    x, y = windows(held_out, [i * context for i in range(count)], context)
+    measured = flow(model, x, loss=lambda scores: cross_entropy(scores.flatten(0, 1).float(), y.flatten()))
+    measured = replace(measured, loss_name="next-token cross-entropy on held-out text")
+    return judge(measured, folder.path.name)
+
+
+def write_report(folder: RunFolder, audit: Audit) -> None:
+    """`report.html` of the run."""
+    lines = folder.metrics()
+    recipe, made_with = folder.recipe, folder.made_with()
+    parameters = sum(p.numel() for p in folder.model().parameters())
+    model = recipe.model
+    facts = [
+        f"{parameters:,} parameters: {model.n_layers} blocks of width {model.d_model}, residual “{model.residual}”",
+        f"Trained on {recipe.data.source} for {recipe.run.steps} steps with seed {recipe.run.seed}; "
+        f"torch {made_with.get('torch')}, Python {made_with.get('python')}",
+    ]
+    samples = folder.samples_file.read_text() if folder.samples_file.exists() else ""
+    newest = samples.rpartition("== step ")[2].partition("\n")[2].strip()
+    write_whole(folder.report_file, render_page(audit, training_chart(lines), facts, newest))
