@@ -1,0 +1,54 @@
+"""The command `residuum`: one file per verb."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+VERBS = {
+    "train": "train a Transformer from a recipe, or go on with a run",
+    "audit": "find a model's residual connections and judge what flows through them",
+    "generate": "continue a text with a trained run",
+}
+
+HELP = """usage: residuum VERB ...
+
+See, verify and train the residual stream of any Transformer.
+
+{verbs}
+
+residuum VERB --help explains a verb. Exit status: 0 fine, 1 findings at or above --fail-on, 2 bad input.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())), end="")
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"residuum {version('residuum')}")
+        return 0
+    if args[0] not in VERBS:
+        print(f"residuum: no verb '{args[0]}': choose {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return _run(args[0], args[1:])
+
+
+def _run(verb: str, args: list[str]) -> int:
+    from residuum.errors import InputError
+
+    module = import_module(f"residuum.cli.{verb}")  # PyTorch loads here, not before
+    from residuum.stream import TraceError
+
+    try:
+        return module.main(args)
+    except (InputError, TraceError) as error:
+        print(f"residuum: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nresiduum: stopped", file=sys.stderr)
+        return 130

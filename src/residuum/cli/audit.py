@@ -1,0 +1,48 @@
+"""residuum audit TARGET [--format ...] [--out FILE] [--fail-on SEVERITY]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from residuum.audit.target import audit_target
+from residuum.audit.terminal import print_audit
+from residuum.errors import InputError
+from residuum.files import write_whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """Find a model's residual connections and judge what flows through them."""
+
+    target: Annotated[str, tyro.conf.Positional]
+    """A run folder, or package.module:callable that returns a model or (model, inputs)."""
+    format: Literal["terminal", "json", "html"] = "terminal"
+    """How the audit is written."""
+    out: Path | None = None
+    """File to write it to. None: to the terminal (json) or audit.html (html)."""
+    fail_on: Literal["info", "warning", "error", "never"] = "error"
+    """Least severity of a finding that makes the exit status 1."""
+
+
+def main(args: list[str]) -> int:
+    """Audit and report; 1 if a finding reaches --fail-on."""
+    options = tyro.cli(Options, args=args, prog="residuum audit")
+    audit = audit_target(options.target)
+    out = options.out or (Path("audit.html") if options.format == "html" else None)
+    if options.format == "terminal":
+        if out:
+            raise InputError("--out goes with --format json or html")
+        print_audit(audit, Console())
+    else:
+        content = audit.to_json() if options.format == "json" else audit.to_html()
+        if out is None:
+            print(content, end="")
+        else:
+            write_whole(out, content)
+            print(out)
+    return 1 if options.fail_on != "never" and audit.at_least(options.fail_on) else 0

@@ -1,0 +1,68 @@
+"""What a training run shows while it runs: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from residuum.train.loop import Progress as Watcher
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Watcher]:
+    """A watcher to hand to `train`."""
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    columns = (
+        BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        yield Bar(bar)
+
+
+class Lines:
+    """One plain line an evaluation, and one every tenth of the run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = -1
+        self._first: tuple[float, float] | None = None  # time and step at the first line
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def step(self, line: dict[str, float], steps: int) -> None:
+        tenth = int(10 * line["step"] / steps)
+        if "bits_per_byte" in line or tenth != self._shown:
+            self._shown = tenth
+            now, done = time.perf_counter(), line["step"]
+            began, first = self._first = self._first or (now, done)
+            left = f"  {(steps - done) * (now - began) / (done - first):.0f} s left" if done > first else ""
+            self.note(f"step {done:>6.0f}/{steps}  {_figures(line)}{left}")
+
+
+class Bar:
+    """A bar whose text is the newest figures; each evaluation leaves a line."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=None)
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def step(self, line: dict[str, float], steps: int) -> None:
+        self._bar.update(self._task, total=steps, completed=line["step"], description=_figures(line))
+        if "bits_per_byte" in line:
+            self.note(f"step {line['step']:>6.0f}/{steps}  {_figures(line)}")
+
+
+def _figures(line: dict[str, float]) -> str:
+    held_out = f"held out {line['bits_per_byte']:.3f} bits/byte  " if "bits_per_byte" in line else ""
+    return f"loss {line['loss']:.3f}  {held_out}{line['tokens_per_second']:,.0f} tokens/s"

@@ -1,0 +1,63 @@
+"""residuum train RECIPE [--section.key VALUE ...] | residuum train --resume RUN."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from residuum.audit.run import audit_run, write_report
+from residuum.audit.terminal import print_audit
+from residuum.cli.progress import watching
+from residuum.errors import InputError
+from residuum.train import Recipe, RunFolder, load_recipe, train
+
+USAGE = """Train a Transformer from a recipe: quick, gpt, names, or the path of a TOML file.
+
+residuum train RECIPE [--section.key VALUE ...]   every value of the recipe can be given on the command line
+residuum train --resume RUN                       go on with a run that was stopped, to the same weights bit for bit
+"""
+
+
+def main(args: list[str]) -> int:
+    """Train, then audit the trained model and write the run's report."""
+    if args and args[0].split("=")[0] == "--resume":
+        given = [*args[0].split("=")[1:], *args[1:]]
+        if len(given) != 1:
+            raise InputError("--resume takes the folder of a run and nothing else: its recipe says the rest")
+        folder = RunFolder.open(given[0])
+        recipe = folder.recipe
+    else:
+        name = args[0] if args and not args[0].startswith("-") else None
+        if name is None and not {"-h", "--help"} & set(args):
+            raise InputError("which recipe? residuum train quick, or --resume RUN to go on with a run")
+        rest = args[1:] if name else args
+        default = load_recipe(name or "quick")
+        prog = f"residuum train {name or 'RECIPE'}"
+        recipe = tyro.cli(
+            Recipe, args=rest, default=default, prog=prog, description=USAGE, config=(tyro.conf.AvoidSubcommands,)
+        )
+        folder = RunFolder.create(Path(recipe.run.dir) if recipe.run.dir else _free_name(Path(name or "run").stem))
+        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=str(folder.path)))
+    console = Console(soft_wrap=True)
+    try:
+        with watching(console) as progress:
+            train(folder, recipe, progress)
+    except KeyboardInterrupt:
+        console.print(f"stopped; residuum train --resume {folder.path} goes on", markup=False, highlight=False)
+        return 130
+    audit = audit_run(folder)
+    write_report(folder, audit)
+    print_audit(audit, Console())
+    console.print(f"\nreport: {folder.report_file}", markup=False, highlight=False)
+    return 0
+
+
+def _free_name(recipe: str) -> Path:
+    path, number = Path("runs") / recipe, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{recipe}-{number}"
+    return path
