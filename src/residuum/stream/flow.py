@@ -141,10 +141,10 @@ class _Split:
         if fork is None or out is None:
             return
         self._handles.append(out.node.register_prehook(self._arrive(out.output_nr)))
-        skip_path = _grad_nodes_of_skip(connection)
+        skip_path = _grad_nodes_of_skip(connection, fork)
         for grad_node in skip_path:
             self._listen(grad_node, fork, self._identity)
-        for grad_node in _grad_nodes_of_branch(fork.node, skip_path):
+        for grad_node in _behind(skip_path, fork.node) - skip_path:
             self._listen(grad_node, fork, self._branch)
         self._handles.append(fork.node.register_prehook(self._sum_up(fork.output_nr)))
 
@@ -195,7 +195,7 @@ class _Split:
         self._total = None
 
 
-def _grad_nodes_of_skip(connection: Connection) -> set[GradNode]:
+def _grad_nodes_of_skip(connection: Connection, fork: GradientEdge) -> set[GradNode]:
     """Autograd's nodes on the way of the skip, the addition's own among them."""
     found: set[GradNode] = set()
     pending = [connection.sum]
@@ -206,18 +206,23 @@ def _grad_nodes_of_skip(connection: Connection) -> set[GradNode]:
         if node.edge is not None:
             found.add(node.edge.node)
         pending += node.activations[:1] if connection.projected and node is not connection.sum else carried(node)
-    return found
+    if any((fork.node, fork.output_nr) in grad_node.next_functions for grad_node in found):
+        return found
+    # A sum made in place on a view hides its addition in a node of autograd's own, and no recorded call ends at the
+    # fork: then the skip is all that lies behind the sum but not behind the write.
+    write = connection.write.edge
+    return _behind(found, fork.node) - (_behind({write.node}, fork.node) if write is not None else set())
 
 
-def _grad_nodes_of_branch(fork: GradNode, skip_path: set[GradNode]) -> set[GradNode]:
-    """Autograd's nodes between the fork and the sum that are not the skip's: the branch's, and those of gates."""
-    # Autograd numbers its nodes as they are made: what is older than the fork cannot lie behind it. Leaves have no age.
+def _behind(start: set[GradNode], fork: GradNode) -> set[GradNode]:
+    """`start` and autograd's nodes between it and the fork."""
+    # Autograd numbers its nodes as they are made: what is older than the fork cannot lie before it. Leaves have no age.
     oldest = fork._sequence_nr() if fork.next_functions else 0
-    pending = [edge[0] for grad_node in skip_path for edge in grad_node.next_functions]
+    pending: list[GradNode | None] = list(start)
     found: set[GradNode] = set()
     while pending:
         grad_node = pending.pop()
-        if grad_node is None or grad_node is fork or grad_node in found or grad_node in skip_path:
+        if grad_node is None or grad_node is fork or grad_node in found:
             continue
         if not grad_node.next_functions or grad_node._sequence_nr() < oldest:
             continue

@@ -11,14 +11,20 @@ from torch import nn
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back, on the way out, the buffers that ran (BatchNorm's statistics) and the random generators' states."""
-    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    """Put back, on the way out, the buffers (BatchNorm's statistics, say) and the random generators' states."""
+    before = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         with torch.no_grad():
-            for buffer, version, value in before:
-                if buffer._version != version:
+            for module, name, buffer, value in before:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):  # BatchNorm's kernel changes them without telling their version
                     buffer.copy_(value)

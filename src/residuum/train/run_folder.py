@@ -44,13 +44,17 @@ class RunFolder:
             raise InputError(f"{path} is a file: choose another --run.dir")
         if (path / "recipe.toml").exists():
             raise InputError(f"{path} already holds a run: go on with --resume {path}, or choose another --run.dir")
-        if path.is_dir() and any(not p.name.startswith(TEMPORARY) for p in path.iterdir()):
+        folder = cls(path)
+        # A run that was killed before its recipe was written is no run yet; what it left is its tokenizer at most.
+        left = {p for p in path.iterdir() if not p.name.startswith(TEMPORARY)} if path.is_dir() else set()
+        if left - {folder.tokenizer_file}:
             raise InputError(f"{path} is not empty: choose another --run.dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            folder.tokenizer_file.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
-        return cls(path)
+        return folder
 
     @property
     def recipe_file(self) -> Path:

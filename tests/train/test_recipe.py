@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from residuum.errors import InputError
+from residuum.model import ModelConfig
+from residuum.train.recipe import FOLDER, DataConfig, OptimConfig, Recipe, RunConfig, as_dict, load_recipe
+from residuum.train.schedule import learning_rate
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))
+def test_built_in_recipes_load_and_survive_toml(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps(as_dict(recipe)))
+    assert load_recipe(str(path)) == recipe
+
+
+def test_the_three_recipes_are_there() -> None:
+    assert {"quick", "gpt", "names"} <= {path.stem for path in FOLDER.glob("*.toml")}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optim]\nlrr = 1", r"no key 'optim.lrr': did you mean 'optim.lr'\?"),
+        ("[optimizer]\nlr = 1", r"no key 'optimizer': did you mean 'optim'\?"),
+        ("[model]\nzzz = 1", "no key 'model.zzz': it may hold vocab_size, context"),
+        ("model = 3", r"'model' is a section: write \[model\]"),
+        ("[model]\nd_model = 'wide'", "'model.d_model' is 'wide': give an int"),
+        ("[model]\nd_model = 1.5", "'model.d_model' is 1.5: give an int"),
+        ("[model]\ncausal = 1", "'model.causal' is 1: give a bool"),
+        ("[model]\nn_layers = true", "'model.n_layers' is True: give an int"),
+        ("[model]\nactivation = 'tanh'", "'model.activation' is 'tanh': choose gelu, relu, squared_relu, swiglu"),
+        ("[model]\nd_model = 10\nn_heads = 4", "model.d_model = 10 is not divisible by model.n_heads = 4"),
+        ("[run]\nsteps = 0", "run.steps is 0: give at least 1"),
+        ("[optim]\nlr = 0", "optim.lr is 0.0: give a number above 0"),
+        ("[optim]\nlr = nan", "optim.lr is nan"),
+        ("[optim]\nclip = nan", "optim.clip is nan"),
+        ("[optim]\nbeta2 = 1", "optim.beta2"),
+        ("[data]\nheld_out = 0", "data.held_out"),
+        ("[model]\ncausal = false", "model.causal"),
+        ("[model\n", "recipe .*bad.toml"),
+    ],
+)
+def test_mistakes_name_the_field_and_the_mend(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_recipe(str(path))
+    assert "\n" not in str(error.value)
+    assert "bad.toml" in str(error.value)
+
+
+def test_no_such_recipe() -> None:
+    with pytest.raises(InputError, match="no recipe 'quik': choose gpt, names, quick, or give the path"):
+        load_recipe("quik")
+
+
+def test_every_field_explains_itself() -> None:
+    for section in (RunConfig, DataConfig, OptimConfig, ModelConfig):
+        source = inspect.getsource(section)
+        for field in dataclasses.fields(section):
+            assert re.search(rf'^    {field.name}: .*\n    """', source, re.MULTILINE), (
+                f"{section.__name__}.{field.name}"
+            )
+
+
+def test_schedule() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.1, warmup=4)
+    rates = [learning_rate(step, 14, config) for step in range(14)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[13] == pytest.approx(0.1)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    linear = OptimConfig(lr=1.0, min_lr=0.1, warmup=4, decay="linear")
+    assert learning_rate(9, 15, linear) == pytest.approx(0.55)
+    constant = OptimConfig(lr=1.0, min_lr=0.1, warmup=0, decay="constant")
+    assert {learning_rate(step, 14, constant) for step in range(14)} == {1.0}
+
+
+def test_a_runs_recipe_is_a_recipe(tmp_path: Path) -> None:
+    recipe = Recipe()
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps({**as_dict(recipe), "made_with": {"torch": "2"}}))
+    assert load_recipe(str(path)) == recipe
+    assert tomllib.loads(path.read_text())["made_with"] == {"torch": "2"}
