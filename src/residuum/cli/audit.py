@@ -11,6 +11,7 @@ from rich.console import Console
 
 from residuum.audit.target import audit_target
 from residuum.audit.terminal import print_audit
+from residuum.cli.options import parse
 from residuum.errors import InputError
 from residuum.files import write_whole
 
@@ -19,7 +20,7 @@ from residuum.files import write_whole
 class Options:
     """Find a model's residual connections and judge what flows through them."""
 
-    target: Annotated[str, tyro.conf.Positional]
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """A run folder, or package.module:callable that returns a model or (model, inputs)."""
     format: Literal["terminal", "json", "html"] = "terminal"
     """How the audit is written."""
@@ -31,7 +32,7 @@ class Options:
 
 def main(args: list[str]) -> int:
     """Audit and report; 1 if a finding reaches --fail-on."""
-    options = tyro.cli(Options, args=args, prog="residuum audit")
+    options = parse(Options, args, "audit")
     audit = audit_target(options.target)
     out = options.out or (Path("audit.html") if options.format == "html" else None)
     if options.format == "terminal":

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from residuum.cli.options import parse
 from residuum.errors import InputError
 from residuum.model import generate
 from residuum.train import RunFolder
@@ -17,7 +18,7 @@ from residuum.train import RunFolder
 class Options:
     """Continue a text with a trained run."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     prompt: str = ""
     """Text to continue. Empty: start a new document."""
@@ -33,7 +34,7 @@ class Options:
 
 def main(args: list[str]) -> int:
     """Write the prompt and its continuation."""
-    options = tyro.cli(Options, args=args, prog="residuum generate")
+    options = parse(Options, args, "generate")
     if options.temperature < 0 or options.max_new_tokens < 1 or (options.top_k is not None and options.top_k < 1):
         raise InputError("--temperature must be at least 0, --max-new-tokens and --top-k at least 1")
     folder = RunFolder.open(options.run)

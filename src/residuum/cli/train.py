@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from residuum.audit.run import audit_run, write_report
 from residuum.audit.terminal import print_audit
+from residuum.cli.options import parse
 from residuum.cli.progress import watching
 from residuum.errors import InputError
 from residuum.train import Recipe, RunFolder, load_recipe, train
@@ -35,10 +35,7 @@ def main(args: list[str]) -> int:
             raise InputError("which recipe? residuum train quick, or --resume RUN to go on with a run")
         rest = args[1:] if name else args
         default = load_recipe(name or "quick")
-        prog = f"residuum train {name or 'RECIPE'}"
-        recipe = tyro.cli(
-            Recipe, args=rest, default=default, prog=prog, description=USAGE, config=(tyro.conf.AvoidSubcommands,)
-        )
+        recipe = parse(Recipe, rest, f"train {name or 'RECIPE'}", default, USAGE)
         folder = RunFolder.create(Path(recipe.run.dir) if recipe.run.dir else _free_name(Path(name or "run").stem))
         recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=str(folder.path)))
     console = Console(soft_wrap=True)

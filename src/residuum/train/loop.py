@@ -30,7 +30,7 @@ from residuum.train.recipe import Recipe
 from residuum.train.run_folder import Log, RunFolder
 from residuum.train.schedule import learning_rate
 from residuum.train.text import Corpus, read_corpus
-from residuum.train.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, tokenize
+from residuum.train.tokenizer import Tokenizer, make_tokenizer, tokenize
 
 
 class Progress(Protocol):
@@ -56,6 +56,7 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     run that was killed anywhere and goes on ends at the same weights, bit for bit, on the same machine.
     """
     progress = progress or Silent()
+    device = _device(recipe.run.device)
     corpus = read_corpus(recipe.data)
     _same_data(folder, corpus)
     note = f", {corpus.skipped} files skipped, because they are not UTF-8 text" if corpus.skipped else ""
@@ -68,12 +69,12 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     bigram = bigram_bits_per_byte(corpus.train, corpus.held_out)
     progress.note(f"{len(train_tokens):,} training tokens; a byte bigram model needs {bigram:.3f} bits per byte")
 
-    device = _device(recipe.run.device)
     torch.manual_seed(recipe.run.seed)
     model = Transformer(recipe.model).to(device)
     optimizer = make_optimizer(model, recipe.optim, device)
     progress.note(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}")
     if not folder.recipe_file.exists():
+        write_whole(folder.tokenizer_file, tokenizer.to_json())
         folder.write_recipe(recipe, corpus.fingerprint)
     discard_parts(folder.path)
     discard_parts(folder.checkpoints)
@@ -161,12 +162,10 @@ def _sample(model: Transformer, tokenizer: Tokenizer, recipe: Recipe, step: int)
 
 def _tokenizer(folder: RunFolder, recipe: Recipe, corpus: Corpus) -> Tokenizer:
     if folder.tokenizer_file.exists():
-        return load_tokenizer(folder.tokenizer_file)
+        return folder.tokenizer
     # The alphabet is the whole text's, so that held-out characters can be scored; merges are learned on training text.
     every = recipe.data.tokenizer == "char"
-    tokenizer = make_tokenizer(recipe.data, corpus.train + corpus.held_out if every else corpus.train)
-    write_whole(folder.tokenizer_file, tokenizer.to_json())
-    return tokenizer
+    return make_tokenizer(recipe.data, corpus.train + corpus.held_out if every else corpus.train)
 
 
 def _same_data(folder: RunFolder, corpus: Corpus) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from residuum.errors import InputError
 from residuum.model.config import ModelConfig
+from residuum.model.residual import residual_named
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -121,6 +122,7 @@ class Recipe:
                 )
         if not 0 < self.data.held_out < 1:
             raise InputError(f"data.held_out is {self.data.held_out}: give a share between 0 and 1, such as 0.05")
+        residual_named(self.model.residual)
         if not self.model.causal or self.model.head == "none":
             raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
 

@@ -39,7 +39,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new run. Raises `InputError` if `path` already holds something."""
+        """A new run, of which nothing is on the disk yet. Raises `InputError` if `path` already holds something."""
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file: choose another --run.dir")
         if (path / "recipe.toml").exists():
@@ -49,11 +49,7 @@ class RunFolder:
         left = {p for p in path.iterdir() if not p.name.startswith(TEMPORARY)} if path.is_dir() else set()
         if left - {folder.tokenizer_file}:
             raise InputError(f"{path} is not empty: choose another --run.dir")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            folder.tokenizer_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        folder.tokenizer_file.unlink(missing_ok=True)
         return folder
 
     @property
