@@ -36,6 +36,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gradient_reach.py
+	$(BIN)/python benchmarks/demo.py
 
 docs: .venv/dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright

@@ -46,7 +46,7 @@ def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
         scale=alt.Scale(domain=["held out", "training batch"], range=[IDENTITY, STATE]),
         legend=alt.Legend(title=None, orient="top"),
     )
-    x = alt.X("step:Q", title="step")
+    x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6))
     y = alt.Y("bits:Q", title="bits per byte", scale=alt.Scale(zero=False))
     tooltip = [alt.Tooltip("step:Q"), alt.Tooltip("bits:Q", format=".3f"), alt.Tooltip("text:N")]
     layers = [

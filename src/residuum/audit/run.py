@@ -11,21 +11,19 @@ from residuum.audit.charts import training_chart
 from residuum.audit.html import render_page
 from residuum.files import write_whole
 from residuum.stream import flow
-from residuum.train.batches import check_length, windows
+from residuum.train.batches import spread, windows
 from residuum.train.run_folder import RunFolder
 from residuum.train.text import read_corpus
 from residuum.train.tokenizer import tokenize
 
 
 def audit_run(folder: RunFolder) -> Audit:
-    """The newest checkpoint on the first held-out windows, with the loss it was trained with, without dropout."""
+    """The newest checkpoint on windows spread over the held-out text, with the training loss but no dropout."""
     recipe = folder.recipe
     model = folder.model()
     held_out = tokenize(folder.tokenizer, read_corpus(recipe.data).held_out)
     context = recipe.model.context
-    check_length(held_out, context)
-    count = max(min(recipe.optim.batch_size, (len(held_out) - 1) // context), 1)
-    x, y = windows(held_out, [i * context for i in range(count)], context)
+    x, y = windows(held_out, spread(held_out, context, recipe.optim.batch_size), context)
     measured = flow(model, x, loss=lambda scores: cross_entropy(scores.flatten(0, 1).float(), y.flatten()))
     measured = replace(measured, loss_name="next-token cross-entropy on held-out text")
     return judge(measured, folder.path.name)

@@ -37,6 +37,14 @@ def windows(tokens: Tokens, starts: list[int], context: int) -> Batch:
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
+def spread(tokens: Tokens, context: int, most: int) -> list[int]:
+    """Where at most `most` windows begin that lie side by side and evenly through the text; always at least one."""
+    check_length(tokens, context)
+    fit = (len(tokens) - 1) // context
+    count = max(min(fit, most), 1)
+    return [i * fit // count * context for i in range(count)]
+
+
 def check_length(tokens: Tokens, context: int) -> None:
     """Raises `InputError` if not even one window fits in the text."""
     if len(tokens) < context + 1:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from residuum.model import Transformer
-from residuum.train.batches import check_length, windows
+from residuum.train.batches import spread, windows
 from residuum.train.tokenizer import Tokenizer, Tokens
 
 
@@ -20,14 +20,11 @@ def bits_per_byte(model: Transformer, tokens: Tokens, tokenizer: Tokenizer, most
     A document's end counts as one byte, here and in `bigram_bits_per_byte`.
     """
     context = model.config.context
-    check_length(tokens, context)
-    fit = (len(tokens) - 1) // context
-    count = max(min(fit, most_tokens // context), 1)
-    starts = [i * fit // count * context for i in range(count)]
+    starts = spread(tokens, context, most_tokens // context)
     device = model.embedding.weight.device
     was_training, nats, size = model.training, 0.0, 0
     model.eval()
-    for i in range(0, count, batch_size):
+    for i in range(0, len(starts), batch_size):
         x, y = windows(tokens, starts[i : i + batch_size], context)
         scores = model(x.to(device)).flatten(0, 1).float()
         nats += float(F.cross_entropy(scores, y.to(device).flatten(), reduction="sum"))
