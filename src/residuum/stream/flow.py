@@ -8,6 +8,7 @@ summed, so nothing is run twice and nothing is derived from a difference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,8 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
         finally:
             for split in splits.values():
                 split.close()
-    found = dict(zip(parameters, gradients, strict=False))
+    # The largest entry tells zero, finite and not in one reading of the gradient; a norm could overflow or underflow.
+    sizes = {n: None if g is None else float(_largest(g)) for n, g in zip(parameters, gradients, strict=False)}
     measured = []
     for stream in graph.streams:
         sums = [(residual, residual.connection.sum) for residual in stream.residuals]
@@ -123,8 +125,8 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
         measured,
         float(value.detach()),
         name,
-        [name for name, g in found.items() if g is None or not bool(torch.any(g != 0))],
-        [name for name, g in found.items() if g is not None and not bool(torch.isfinite(g).all())],
+        [name for name, size in sizes.items() if size is None or size == 0],
+        [name for name, size in sizes.items() if size is not None and not math.isfinite(size)],
     )
 
 
@@ -262,6 +264,10 @@ def _norm(value: Tensor) -> Tensor:
 
 def _rms(value: Tensor) -> Tensor:
     return _norm(value) / max(value.numel(), 1) ** 0.5
+
+
+def _largest(value: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(value, math.inf) if value.numel() else value.new_zeros(())
 
 
 def _sum(parts: list[Tensor]) -> Tensor | None:
