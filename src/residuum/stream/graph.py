@@ -103,7 +103,8 @@ def graph_of(nodes: Sequence[Node]) -> ResidualGraph:
     for connection in (node.connection for node in nodes):
         if connection is None:
             continue
-        earlier, _ = _previous(connection.fork)
+        # A projected skip no longer carries the state; there the state is what it forked from.
+        earlier = _previous(connection.skip)[0] or _previous(connection.fork)[0]
         chain = chain_of.get(earlier) if earlier is not None else None
         if chain is None:
             chain = []
