@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from residuum.errors import InputError
@@ -14,7 +14,13 @@ TEMPORARY = ".part-"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path`. Raises `InputError` if the disk refuses, and leaves no trace of the attempt."""
+    """Write `content` to `path`. Raises `InputError` if the disk refuses, and leaves no trace of the attempt.
+
+    A link is followed; what exists and is no regular file (a folder, a device) is refused rather than replaced.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no regular file: choose another place")
     part = path.with_name(f"{TEMPORARY}{path.name}")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -26,7 +32,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         part.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise cannot_write(path, error) from error
 
 

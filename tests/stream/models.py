@@ -193,9 +193,42 @@ class CastSkip(Stack):
         return self.out(self.last(x.to(self.out.weight.dtype)))
 
 
+class HandLayerNorm(Stack):
+    """Post-norm whose norm is written out: the mean is taken off before the variance is divided by."""
+
+    expected = ("identity", "post")
+    final = False
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        y = x + self.mlps[i](x)
+        y = y - y.mean(-1, keepdim=True)
+        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.norms[i].gain
+
+
+class Lerp(Stack):
+    """A highway in one function: x + t (f − x)."""
+
+    expected = ("gated", "pre")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(D, D) for _ in range(3))
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        y = self.norms[i](x)
+        return torch.lerp(x, self.mlps[i](y), torch.sigmoid(self.gates[i](y)))
+
+
+class Keywords(Stack):
+    expected = ("identity", "pre")
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        return torch.add(input=x, other=self.mlps[i](self.norms[i](x)))
+
+
 CONNECTED = [
     PreNorm, PostNorm, Sandwich, NormAtBranchEnd, Unnormalised, InPlace, TorchAdd, Scaled, ScaledSkip, Highway,
-    DroppedSkip, TransposedWeight, Helper, CastSkip,
+    DroppedSkip, TransposedWeight, Helper, CastSkip, HandLayerNorm, Lerp, Keywords,
 ]  # fmt: skip
 
 
@@ -259,4 +292,6 @@ class NoConnections(nn.Module):
         x = self.base(x) + self.high(self.low(x))
         x = self.expert(x) + self.shared(x)
         x = 0.5 * x * (1 + torch.tanh(x + 0.044715 * x.pow(3)))
+        error = x - self.expert(x)  # what a reconstruction misses is compared, not carried
+        x = x * error.square().mean()
         return torch.sigmoid(self.gate(x)) * self.up(x)

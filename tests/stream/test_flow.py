@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import residuum
@@ -89,6 +91,8 @@ def step_of(model: models.Stack, i: int):
             return same, f, same
         case "Scaled":
             return same, lambda x: model.scale * f(n(x)), same
+        case "Keywords":
+            return same, lambda x: f(n(x)), same
         case "ScaledSkip":
             return lambda x: 1.7 * x, f, n
     return None
@@ -191,6 +195,131 @@ def test_readers_outside_the_connection_are_told_apart() -> None:
     assert second.backward.elsewhere < 1e-12
 
 
+class ValueResidual(models.PreNorm):
+    """Every layer adds the first layer's hidden values to its own: a branch is read half-way from outside."""
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.mlps[i].up(self.norms[i](x)))
+        self.first = hidden if i == 0 else self.first
+        return x + self.mlps[i].down(hidden + self.first)
+
+
+def test_a_branch_read_from_outside_counts_only_its_own_gradient() -> None:
+    model = ValueResidual().double()
+    x = torch.randn(3, 2, 4, dtype=torch.float64)
+    measured = residuum.flow(model, x, loss=lambda y: y.square().sum()).all_measured
+    state = model.embed(x).detach().requires_grad_()
+    y = model.layer(0, state)
+    kept = y.detach().requires_grad_()
+    outside = model.first.detach()
+
+    def rest(y: Tensor) -> Tensor:
+        model.first = outside
+        return model.out(model.last(model.layer(2, model.layer(1, y)))).square().sum()
+
+    g = torch.autograd.grad(rest(kept), kept)[0]
+    branch = torch.autograd.grad(y - state, state, g)[0]  # Jᵀ g alone, nothing of what layers 1 and 2 ask of `first`
+    b = measured[0].backward
+    assert (b.arriving, b.branch) == pytest.approx((g.norm().item(), branch.norm().item()), **EXACT)
+    assert b.identity == pytest.approx(g.norm().item(), **EXACT)
+    assert b.elsewhere > 0.01 * b.branch
+
+
+def test_both_parts_on_other_peoples_models() -> None:
+    for name, model, inputs, expected in _hugging_face():
+        measured = residuum.flow(model.double().eval(), **{k: _double(v) for k, v in inputs.items()}).all_measured
+        assert len(measured) == len(expected), name
+        for m in measured:
+            b = m.backward
+            assert b.arriving > 0, name
+            assert b.branch > 0, name
+            assert b.elsewhere <= 1e-10 * (b.identity + b.branch), name
+            if m.residual.kind == "identity":
+                assert b.identity == pytest.approx(b.arriving, **EXACT), name
+
+
+def _hugging_face() -> list:
+    from test_graph import hugging_face
+
+    return hugging_face()
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def test_outputs_of_every_make() -> None:
+    @dataclasses.dataclass
+    class Output:
+        first: Tensor
+        second: Tensor
+
+    class Wrapped(models.PreNorm):
+        def forward(self, x: Tensor) -> Output:
+            y = super().forward(x)
+            return Output(y, 2 * y)
+
+    assert len(residuum.flow(Wrapped(), torch.randn(3, 2, 4)).all_measured) == 3
+
+
+def test_custom_functions_checkpoints_and_inference_tensors() -> None:
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return x @ w.T
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w = ctx.saved_tensors
+            return g @ w, g.flatten(0, 1).T @ x.flatten(0, 1)
+
+    class Custom(models.PreNorm):
+        def layer(self, i: int, x: Tensor) -> Tensor:
+            return x + self.mlps[i].down(Own.apply(self.norms[i](x), self.mlps[i].up.weight))
+
+    class Checkpointed(models.PreNorm):
+        reentrant = False
+
+        def layer(self, i: int, x: Tensor) -> Tensor:
+            part = super().layer
+            return torch.utils.checkpoint.checkpoint(lambda y: part(i, y), x, use_reentrant=self.reentrant)
+
+    for model in (Custom().double(), Checkpointed().double()):
+        for m in residuum.flow(model, torch.randn(3, 2, 4, dtype=torch.float64)).all_measured:
+            assert m.backward.elsewhere <= 1e-10 * m.backward.identity
+            assert m.backward.branch > 0
+    model = models.PreNorm()
+    with torch.inference_mode():
+        x = torch.randn(3, 2, 4)
+        assert len(residuum.flow(model, x).all_measured) == 3
+        with pytest.raises(residuum.TraceError, match=r"built under torch\.inference_mode"):
+            residuum.flow(models.PreNorm(), x)
+    assert len(residuum.flow(models.PreNorm(), x).all_measured) == 3
+    Checkpointed.reentrant = True
+    with pytest.raises(residuum.TraceError, match="use_reentrant"):
+        residuum.flow(Checkpointed(), torch.randn(3, 2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_cannot_be_looked_at_says_so() -> None:
+    x = torch.randn(3, 2, 4)
+    with torch.device("meta"):
+        meta = models.PreNorm()
+    for model, inputs, message in (
+        ("gpt", (x,), "give a torch.nn.Module, not 'gpt'"),
+        (models.PreNorm, (x,), "give a torch.nn.Module"),
+        (meta, (x.to("meta"),), "residuum.trace gives the structure"),
+        (nn.Sequential(nn.LazyLinear(3)), (x,), "lazy parameters: run it once"),
+        (models.PreNorm(), (x[:0],), "an input is empty"),
+        (torch.jit.trace(nn.Linear(4, 4), x, check_trace=False), (x,), "compiled by torch.jit"),
+    ):
+        with pytest.raises(residuum.TraceError, match=message):
+            residuum.flow(model, *inputs)
+    with pytest.raises(residuum.TraceError, match="the given loss raised ZeroDivisionError"):
+        residuum.flow(models.PreNorm(), x, loss=lambda y: 1 / 0)
+
+
 def test_forward_norms_and_shares() -> None:
     model = models.PreNorm().double()
     x = torch.randn(3, 2, 4, dtype=torch.float64)
@@ -236,13 +365,21 @@ def test_losses_are_found_and_named(tiny: Transformer) -> None:
     scores = tiny(tokens)
     expected = nn.functional.cross_entropy(scores[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()
     assert flow.loss == pytest.approx(expected)
+    pytest.importorskip("transformers", reason="because the extra hf is not installed")
+    bert, gpt2 = (next(m for n, m, _, _ in _hugging_face() if n == name) for name in ("bert", "gpt2"))
+    # A mask and a hidden state of matching shapes are no tokens and no scores.
+    name = residuum.flow(bert, input_ids=tokens, attention_mask=torch.ones_like(tokens)).loss_name
+    assert name == "a fixed random projection of the output"
+    own = residuum.flow(gpt2.eval(), input_ids=tokens, labels=tokens, return_dict=False)
+    assert own.loss_name == "the model's own loss"
+    assert own.loss == pytest.approx(gpt2(input_ids=tokens, labels=tokens).loss.item())
     assert "random projection" in residuum.flow(models.PreNorm(), torch.randn(3, 2, 4)).loss_name
     assert residuum.flow(models.PreNorm(), torch.randn(3, 2, 4), loss=torch.mean).loss_name == "the given loss"
 
 
 def test_a_loss_that_cannot_be_differentiated_says_so(tiny: Transformer) -> None:
     tokens = torch.randint(31, (2, 7))
-    with pytest.raises(residuum.TraceError, match="one number that carries a gradient, got a tensor of shape"):
+    with pytest.raises(residuum.TraceError, match="one real number that carries a gradient, got a tensor of shape"):
         residuum.flow(tiny, tokens, loss=lambda scores: scores)
     with pytest.raises(residuum.TraceError, match="got float"):
         residuum.flow(tiny, tokens, loss=lambda scores: 1.0)

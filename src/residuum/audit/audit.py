@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from residuum.audit.finding import SEVERITIES, Finding, Skip
+from residuum.audit.finding import SEVERITIES, Finding, Severity, Skip
 from residuum.audit.rules import RULES
 from residuum.stream import Backward, Flow, Forward, Loss, Measured, ResidualGraph, flow
 
@@ -36,9 +36,16 @@ class Audit:
         worst = max((SEVERITIES.index(f.severity) for f in self.findings), default=0)
         return ("healthy", "warnings", "errors")[worst]
 
-    def at_least(self, severity: str) -> list[Finding]:
+    @property
+    def could_not_run(self) -> str:
+        """How many rules could not run, in words; empty if all did."""
+        count = len(self.skipped)
+        return f"{count} rule{'s' * (count != 1)} could not run" if count else ""
+
+    def at_least(self, severity: Severity) -> list[Finding]:
         """The findings of this severity or a worse one."""
-        return [f for f in self.findings if SEVERITIES.index(f.severity) >= SEVERITIES.index(severity)]
+        least = SEVERITIES.index(severity)
+        return [f for f in self.findings if SEVERITIES.index(f.severity) >= least]
 
     def to_dict(self) -> dict[str, Any]:
         """The audit as plain values, after the schema residuum.audit/1. A number that is not finite is None."""

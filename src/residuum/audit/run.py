@@ -33,13 +33,13 @@ def write_report(folder: RunFolder, audit: Audit) -> None:
     """`report.html` of the run."""
     lines = folder.metrics()
     recipe, made_with = folder.recipe, folder.made_with()
-    parameters = sum(p.numel() for p in folder.model().parameters())
     model = recipe.model
+    shape = f"{model.n_layers} blocks of width {model.d_model}, residual “{model.residual}”"
     facts = [
-        f"{parameters:,} parameters: {model.n_layers} blocks of width {model.d_model}, residual “{model.residual}”",
+        f"{folder.n_parameters():,} parameters: {shape}",
         f"Trained on {recipe.data.source} for {recipe.run.steps} steps with seed {recipe.run.seed}; "
         f"torch {made_with.get('torch')}, Python {made_with.get('python')}",
     ]
-    samples = folder.samples_file.read_text() if folder.samples_file.exists() else ""
+    samples = folder.samples_file.read_text(errors="replace") if folder.samples_file.exists() else ""
     newest = samples.rpartition("== step ")[2].partition("\n")[2].strip()
     write_whole(folder.report_file, render_page(audit, training_chart(lines), facts, newest))

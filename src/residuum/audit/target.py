@@ -17,14 +17,18 @@ from residuum.errors import InputError
 from residuum.stream import flow
 from residuum.train.run_folder import RunFolder
 
-TOKENS, PIXELS = (2, 16), (2, 64, 64)
+TOKENS, PIXELS = (2, 8), (2, 64, 64)
 
 
 def audit_target(target: str) -> Audit:
     """Audit what `target` names. Raises `InputError` if it names nothing that can be audited."""
     if ":" in target and not Path(target).exists():
-        model, args, kwargs = _build(target)
-        return judge(flow(model, *args, **kwargs), target)
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a project's own modules are found
+        try:
+            model, args, kwargs = _build(target)
+            return judge(flow(model, *args, **kwargs), target)
+        finally:
+            sys.path.remove(str(Path.cwd()))
     if Path(target).exists():
         return audit_run(RunFolder.open(target))
     raise InputError(f"'{target}' is neither a run folder nor package.module:callable")
@@ -32,33 +36,32 @@ def audit_target(target: str) -> Audit:
 
 def _build(target: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     module_name, _, attribute = target.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a project's own modules are found
+    if not module_name or not attribute:
+        raise InputError(f"'{target}' is no package.module:callable: name both sides of the colon")
     try:
         build = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
         raise InputError(f"'{target}': no module named {error.name}: run from where it can be imported") from error
     except AttributeError:
         raise InputError(f"'{target}': module {module_name} has no {attribute}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"'{target}': importing {module_name} raised {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
     try:
         built = build() if callable(build) and not isinstance(build, nn.Module) else build
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"'{target}' raised {type(error).__name__}: {error}") from error
     model, inputs = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"'{target}' returned {type(model).__name__}: return a torch.nn.Module, or (module, inputs)")
     if inputs is None:
         return model, (), make_inputs(model)
-    if isinstance(inputs, dict):
+    if isinstance(inputs, dict) and all(isinstance(name, str) for name in inputs):
         return model, (), inputs
     return model, inputs if isinstance(inputs, tuple) else (inputs,), {}
 
 
 def make_inputs(model: nn.Module) -> dict[str, Any]:
-    """Inputs for a model that came without: random tokens if its first layer is an embedding, pixels if a convolution.
+    """Inputs for a model that came without: random tokens if it has an embedding, pixels if a convolution comes first.
 
     Always the same ones. Raises `InputError` for other models: theirs must be given.
     """
@@ -67,7 +70,7 @@ def make_inputs(model: nn.Module) -> dict[str, Any]:
     if not names:
         raise InputError(f"{type(model).__name__} names no input: return (module, inputs) from the callable")
     for layer in model.modules():
-        if isinstance(layer, nn.Embedding):
+        if isinstance(layer, nn.Embedding) and layer.num_embeddings:
             tokens = torch.randint(layer.num_embeddings, TOKENS, generator=generator)
             return {name: tokens for name in names if name == names[0] or name == "decoder_input_ids"}
         if isinstance(layer, nn.Conv2d):

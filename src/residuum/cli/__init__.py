@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from importlib import import_module
 
@@ -39,16 +41,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(verb: str, args: list[str]) -> int:
-    from residuum.errors import InputError
-
-    module = import_module(f"residuum.cli.{verb}")  # PyTorch loads here, not before
-    from residuum.stream import TraceError
-
     try:
-        return module.main(args)
-    except (InputError, TraceError) as error:
-        print(f"residuum: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        from residuum.errors import InputError
+        from residuum.stream import TraceError
+
+        try:
+            module = import_module(f"residuum.cli.{verb}")  # PyTorch loads here, not before
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="replace")  # not every terminal knows every character
+            status = module.main(args)
+            sys.stdout.flush()
+        except (InputError, TraceError) as error:
+            return _complain(str(error))
+        return status
     except KeyboardInterrupt:
         print("\nresiduum: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has gone; Python must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except OSError as error:
+        return _complain(f"{error.filename or 'output'}: {error.strerror or error}: choose another place, or make room")
+
+
+def _complain(message: str) -> int:
+    print(f"residuum: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,7 +35,8 @@ class Options:
 def main(args: list[str]) -> int:
     """Audit and report; 1 if a finding reaches --fail-on."""
     options = parse(Options, args, "audit")
-    audit = audit_target(options.target)
+    with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the audit
+        audit = audit_target(options.target)
     out = options.out or (Path("audit.html") if options.format == "html" else None)
     if options.format == "terminal":
         if out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -35,8 +36,15 @@ class Options:
 def main(args: list[str]) -> int:
     """Write the prompt and its continuation."""
     options = parse(Options, args, "generate")
-    if options.temperature < 0 or options.max_new_tokens < 1 or (options.top_k is not None and options.top_k < 1):
-        raise InputError("--temperature must be at least 0, --max-new-tokens and --top-k at least 1")
+    if not 0 <= options.temperature < math.inf:
+        raise InputError(f"--temperature is {options.temperature}: give a finite number of at least 0")
+    for flag, value in (("--max-new-tokens", options.max_new_tokens), ("--top-k", options.top_k)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} is {value}: give at least 1")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is {options.seed}: give a whole number from 0 to 2⁶³ − 1")
+    if any("\ud800" <= c <= "\udfff" for c in options.prompt):
+        raise InputError("--prompt is not UTF-8 text")
     folder = RunFolder.open(options.run)
     tokenizer, model = folder.tokenizer, folder.model()
     prompt = [tokenizer.separator, *tokenizer.encode(options.prompt).tolist()]

@@ -33,8 +33,8 @@ def main(args: list[str]) -> int:
         name = args[0] if args and not args[0].startswith("-") else None
         if name is None and not {"-h", "--help"} & set(args):
             raise InputError("which recipe? residuum train quick, or --resume RUN to go on with a run")
-        rest = args[1:] if name else args
-        default = load_recipe(name or "quick")
+        rest = args if name is None else args[1:]
+        default = load_recipe("quick" if name is None else name)
         recipe = parse(Recipe, rest, f"train {name or 'RECIPE'}", default, USAGE)
         folder = RunFolder.create(Path(recipe.run.dir) if recipe.run.dir else _free_name(Path(name or "run").stem))
         recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=str(folder.path)))
@@ -43,7 +43,9 @@ def main(args: list[str]) -> int:
         with watching(console) as progress:
             train(folder, recipe, progress)
     except KeyboardInterrupt:
-        console.print(f"stopped; residuum train --resume {folder.path} goes on", markup=False, highlight=False)
+        begun = folder.recipe_file.exists()
+        mend = f"residuum train --resume {folder.path} goes on" if begun else "nothing was begun"
+        console.print(f"stopped; {mend}", markup=False, highlight=False)
         return 130
     audit = audit_run(folder)
     write_report(folder, audit)

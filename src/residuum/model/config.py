@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from residuum.errors import InputError
+from residuum.fields import check_fields, check_range
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ class ModelConfig:
     """First value of a branch's last matrix: gpt2 divides init_std by √(2 n_layers), zero makes blocks the identity."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"model.{name} is {value}: give a whole number of at least 1")
+        check_fields(self, "model")
+        check_range(self, "model", 1, 2**31 - 1, ("vocab_size", "context", "d_model", "n_heads", "n_kv_heads", "d_ff"))
+        check_range(self, "model", 1, 100_000, ("n_layers",))
         if self.d_model % self.n_heads:
             fits = _divisors_near(self.d_model, self.n_heads)
             raise InputError(

@@ -25,6 +25,8 @@ def generate(
     best. Keys and values are cached; past the model's context, the newer half of it is read again and the older half
     forgotten.
     """
+    if not prompt:
+        raise ValueError("a prompt has at least one token")
     context = model.config.context
     device = model.embedding.weight.device
     seen = list(prompt)[-context:]
@@ -47,5 +49,6 @@ def _draw(scores: Tensor, temperature: float, top_k: int | None, generator: torc
     if top_k is not None:
         scores = scores.masked_fill(scores < scores.topk(min(top_k, len(scores))).values[-1], float("-inf"))
     # Drawn on the CPU, so that one seed gives one text whatever device the model runs on.
-    chances = torch.softmax(scores / temperature, dim=-1).cpu()
+    # The best score is subtracted first, so that no temperature is too small to divide by.
+    chances = torch.softmax((scores - scores.max()) / temperature, dim=-1).cpu()
     return int(torch.multinomial(chances, 1, generator=generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -27,12 +29,14 @@ Watch = Callable[[Tensor, Tensor], Callable[[Tensor, Node], None]]
 class Capture(TorchFunctionMode):
     """Record every tensor function called inside a `with` block, and find the residual connections as they happen.
 
-    `watch` is how values are measured while they are there: capture itself keeps no tensor alive.
+    `watch` is how values are measured while they are there: capture itself keeps no tensor alive. `hidden` counts the
+    tensors that came from functions out of sight, such as compiled ones.
     """
 
     def __init__(self, model: nn.Module, watch: Watch | None = None, edges: bool = False) -> None:
         super().__init__()
         self.nodes: list[Node] = []
+        self.hidden = 0
         self._watch = watch
         self._edges = edges
         self._known: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
@@ -46,6 +50,18 @@ class Capture(TorchFunctionMode):
         """Mark the model's inputs: what is computed from them is an activation."""
         for value in values:
             self._record("input", (), ACTIVATION, value)
+
+    def tables(self, inputs: Iterable[Tensor]) -> list[tuple[Tensor, int]]:
+        """The inputs that were looked up in a table, each with its number of rows: the tokens and their vocabulary."""
+        fed = [node for node in self.nodes if node.op == "input"]
+        return [
+            (value, table.shape[0])
+            for value, node in zip(inputs, fed, strict=True)
+            for lookup in self.nodes
+            if lookup.op in ops.LOOKUP and node in lookup.inputs
+            for table in lookup.inputs
+            if table.role == WEIGHT and len(table.shape) == 2
+        ]
 
     def node_of(self, value: Tensor) -> Node | None:
         """The node that made `value` what it is now, or None if no recorded function did."""
@@ -79,7 +95,7 @@ class Capture(TorchFunctionMode):
         op = getattr(func, "__name__", "")
         if op == "__get__":  # an attribute such as `weight.T`
             op = getattr(getattr(func, "__self__", None), "__name__", op)
-        found = self._look_at_sum(args) if op in ops.ADD else None
+        found = self._look_at_sum(args, kwargs) if op in ops.SUM or op in ops.LERP else None
         measured = self._watch(*found.values) if found is not None and self._watch is not None else None
         result = func(*args, **kwargs)
         outputs = args[0] if op == "__setitem__" else result
@@ -101,26 +117,35 @@ class Capture(TorchFunctionMode):
                 measured(value, node)
         return result
 
-    def _look_at_sum(self, args: Any) -> _Found | None:
-        if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
+    def _look_at_sum(self, args: Any, kwargs: Any) -> _Found | None:
+        first = args[0] if args else kwargs.get("input")
+        second = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("end"))
+        if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
             return None
-        a = self._look_up(args[0])
-        split = find_fork(a, self._look_up(args[1]))
+        a = self._look_up(first)
+        split = find_fork(a, self._look_up(second))
         if split is None:
             return None
         skip, write, fork, projected = split
-        return _Found((skip, write, fork), projected, (args[0], args[1]) if skip is a else (args[1], args[0]))
+        return _Found((skip, write, fork), projected, (first, second) if skip is a else (second, first))
 
     def _look_up(self, value: Tensor) -> Node:
         node = self.node_of(value)
         if node is None:
+            if value.grad_fn is not None:  # some function made it that is not seen from here
+                self.hidden += 1
             node = self._record("outside", (), WEIGHT if isinstance(value, nn.Parameter) else CONSTANT, value)
+        elif node.edge is None:
+            node.edge = self._edge_of(value)  # what a custom autograd function returns has its edge only now
         return node
+
+    def _edge_of(self, value: Tensor) -> GradientEdge | None:
+        wanted = self._edges and value.requires_grad and torch.is_grad_enabled()
+        return get_gradient_edge(value) if wanted else None
 
     def _record(self, op: str, inputs: tuple[Node, ...], role: str, value: Tensor) -> Node:
         node = Node(len(self.nodes), op, inputs, role, value.shape, self._running[-1] if self._running else "")
-        if self._edges and value.requires_grad:
-            node.edge = torch.autograd.graph.get_gradient_edge(value)
+        node.edge = self._edge_of(value)
         self.nodes.append(node)
         self._known[id(value)] = (weakref.ref(value), node)
         return node
@@ -135,7 +160,7 @@ class _Found(NamedTuple):
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and mappings (a model's output is often one), in order."""
+    """Every tensor in nested tuples, lists, mappings and dataclasses (a model's output is often one), in order."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, (tuple, list)):
@@ -144,6 +169,9 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, Mapping):
         for value in values.values():
             yield from tensors_in(value)
+    elif dataclasses.is_dataclass(values) and not isinstance(values, type):
+        for field in dataclasses.fields(values):
+            yield from tensors_in(getattr(values, field.name))
 
 
 def _role(op: str, inputs: tuple[Node, ...]) -> str:

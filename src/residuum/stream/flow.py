@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
-from torch.autograd.graph import Node as GradNode
 
 from residuum.stream.capture import Capture, tensors_in
-from residuum.stream.connection import carried
 from residuum.stream.errors import TraceError
-from residuum.stream.graph import Residual, ResidualGraph, graph_of, run
+from residuum.stream.graph import Residual, ResidualGraph, branch_of, check_traceable, graph_of, readers_of, run
 from residuum.stream.loss import default_loss
 from residuum.stream.node import Connection, Node
+from residuum.stream.split import Split, norm
 from residuum.stream.untouched import untouched
 
 
@@ -94,32 +92,49 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     `loss` takes the model's output and returns a scalar; without it `default_loss` finds one. The model is left as it
     was found, `.grad` included. Raises `TraceError` if the model cannot run or its loss carries no gradient.
     """
-    args, kwargs = _asking_for_gradient(args), _asking_for_gradient(kwargs)
-    inputs = list(tensors_in((args, kwargs)))
+    check_traceable(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise TraceError("parameters on the meta device have no values to measure: residuum.trace gives the structure")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise TraceError(
+            "the model was built under torch.inference_mode and can have no gradient: build it outside"
+        )
     norms: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
-    capture = Capture(model, watch=_rms_into(norms), edges=True)
-    capture.feed(inputs)
-    with untouched(model), torch.enable_grad():
-        with capture:
-            output = run(model, args, kwargs)
-        value, name = (loss(output), "the given loss") if loss else default_loss(output, inputs)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise TraceError(f"{name} must be one number that carries a gradient, got {_describe(value)}")
-        graph = graph_of(capture.nodes)
-        splits = {residual.connection.sum: _Split(residual.connection) for residual in graph.residuals}
-        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        wanted = [*parameters.values(), *(x for x in inputs if x.is_leaf and x.requires_grad)]
+    with untouched(model), torch.inference_mode(False), torch.enable_grad():
+        leaves: list[Tensor] = []
         try:
-            gradients = torch.autograd.grad(value.reshape(()), wanted, allow_unused=True)
+            capture = Capture(model, watch=_rms_into(norms), edges=True)
+            output, inputs = _forward(model, capture, *_asking_for_gradient((args, kwargs), leaves))
+        except TraceError:  # some models do with their inputs what is not allowed where a gradient is asked of them
+            norms, leaves = {}, []
+            capture = Capture(model, watch=_rms_into(norms), edges=True)
+            output, inputs = _forward(model, capture, args, kwargs)
+        value, name = _loss_of(output, loss, capture.tables(inputs))
+        graph = graph_of(capture)
+        shared = _shared(graph, capture.nodes)
+        splits = {c: Split(c, c in shared) for c in (residual.connection for residual in graph.residuals)}
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        wanted = [*parameters.values(), *leaves]
+        try:
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=bool(shared))
+            for split in splits.values():
+                split.stop_listening()
+            for split in splits.values():
+                split.finish()
+        except Exception as error:
+            raise TraceError(f"the backward pass raised {type(error).__name__}: {error}") from error
         finally:
             for split in splits.values():
                 split.close()
+            for node in capture.nodes:
+                node.edge = None  # autograd's graph is not kept alive by what was measured on it
     # The largest entry tells zero, finite and not in one reading of the gradient; a norm could overflow or underflow.
     sizes = {n: None if g is None else float(_largest(g)) for n, g in zip(parameters, gradients, strict=False)}
     measured = []
     for stream in graph.streams:
-        sums = [(residual, residual.connection.sum) for residual in stream.residuals]
-        measured.append([Measured(r, Forward(*(float(n) for n in norms[s])), splits[s].result()) for r, s in sums])
+        forwards = [Forward(*(float(n) for n in norms[residual.connection.sum])) for residual in stream.residuals]
+        backwards = [_backward(splits[residual.connection]) for residual in stream.residuals]
+        measured.append([Measured(*each) for each in zip(stream.residuals, forwards, backwards, strict=True)])
     return Flow(
         graph,
         measured,
@@ -130,107 +145,40 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     )
 
 
-class _Split:
-    """Hooks that see the two parts of one connection's gradient during a backward pass."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._identity: list[Tensor] = []
-        self._branch: list[Tensor] = []
-        self._total: Tensor | None = None
-        self._norms: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
-        fork, out = connection.fork.edge, connection.sum.edge
-        if fork is None or out is None:
-            return
-        self._handles.append(out.node.register_prehook(self._arrive(out.output_nr)))
-        skip_path = _grad_nodes_of_skip(connection, fork)
-        for grad_node in skip_path:
-            self._listen(grad_node, fork, self._identity)
-        for grad_node in _behind(skip_path, fork.node) - skip_path:
-            self._listen(grad_node, fork, self._branch)
-        self._handles.append(fork.node.register_prehook(self._sum_up(fork.output_nr)))
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def result(self) -> Backward | None:
-        if "arriving" not in self._norms:
-            return None
-        if "identity" not in self._norms:  # x is a leaf, whose own hook autograd.grad does not run
-            self._measure()
-        return Backward(*(float(self._norms[part]) for part in ("arriving", "identity", "branch", "elsewhere")))
-
-    def _arrive(self, output: int) -> Callable[[Any], None]:
-        def hook(grad_outputs: Any) -> None:
-            if grad_outputs[output] is not None:
-                self._norms["arriving"] = _norm(grad_outputs[output])
-
-        return hook
-
-    def _listen(self, grad_node: GradNode, fork: GradientEdge, parts: list[Tensor]) -> None:
-        to_fork = [i for i, edge in enumerate(grad_node.next_functions) if edge == (fork.node, fork.output_nr)]
-
-        def hook(grad_inputs: Any, _grad_outputs: Any) -> None:
-            parts.extend(grad_inputs[i] for i in to_fork if grad_inputs[i] is not None)
-
-        if to_fork:
-            self._handles.append(grad_node.register_hook(hook))
-
-    def _sum_up(self, output: int) -> Callable[[Any], None]:
-        def hook(grad_outputs: Any) -> None:
-            self._total = grad_outputs[output]
-            self._measure()
-
-        return hook
-
-    def _measure(self) -> None:
-        identity, branch = _sum(self._identity), _sum(self._branch)
-        rest = self._total
-        for part in (identity, branch):
-            if rest is not None and part is not None:
-                rest = rest - part
-        for name, part in (("identity", identity), ("branch", branch), ("elsewhere", rest)):
-            self._norms[name] = torch.zeros(()) if part is None else _norm(part)
-        self._identity.clear()
-        self._branch.clear()
-        self._total = None
+def _forward(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+    with capture:
+        output = run(model, capture, args, kwargs)
+    return output, list(tensors_in((args, kwargs)))
 
 
-def _grad_nodes_of_skip(connection: Connection, fork: GradientEdge) -> set[GradNode]:
-    """Autograd's nodes on the way of the skip, the addition's own among them."""
-    found: set[GradNode] = set()
-    pending = [connection.sum]
-    while pending:
-        node = pending.pop()
-        if node.index <= connection.fork.index:
-            continue
-        if node.edge is not None:
-            found.add(node.edge.node)
-        pending += node.activations[:1] if connection.projected and node is not connection.sum else carried(node)
-    if any((fork.node, fork.output_nr) in grad_node.next_functions for grad_node in found):
-        return found
-    # A sum made in place on a view hides its addition in a node of autograd's own, and no recorded call ends at the
-    # fork: then the skip is all that lies behind the sum but not behind the write.
-    write = connection.write.edge
-    return _behind(found, fork.node) - (_behind({write.node}, fork.node) if write is not None else set())
-
-
-def _behind(start: set[GradNode], fork: GradNode) -> set[GradNode]:
-    """`start` and autograd's nodes between it and the fork."""
-    # Autograd numbers its nodes as they are made: what is older than the fork cannot lie before it. Leaves have no age.
-    oldest = fork._sequence_nr() if fork.next_functions else 0
-    pending: list[GradNode | None] = list(start)
-    found: set[GradNode] = set()
-    while pending:
-        grad_node = pending.pop()
-        if grad_node is None or grad_node is fork or grad_node in found:
-            continue
-        if not grad_node.next_functions or grad_node._sequence_nr() < oldest:
-            continue
-        found.add(grad_node)
-        pending += [edge[0] for edge in grad_node.next_functions]
+def _shared(graph: ResidualGraph, nodes: list[Node]) -> set[Connection]:
+    """The connections whose branch is read, half-way, by something outside it."""
+    readers, found = readers_of(nodes), set()
+    for connection in (residual.connection for residual in graph.residuals):
+        branch = branch_of(connection)
+        inside = branch | {connection.sum}
+        if any(reader not in inside for node in branch for reader in readers[node]):
+            found.add(connection)
     return found
+
+
+def _backward(split: Split) -> Backward | None:
+    parts = [split.norms.get(part) for part in ("arriving", "identity", "branch", "elsewhere")]
+    return None if None in parts else Backward(*(float(part) for part in parts if part is not None))
+
+
+def _loss_of(output: Any, loss: Loss | None, tokens: list[tuple[Tensor, int]]) -> tuple[Tensor, str]:
+    """The number to differentiate and its name."""
+    if loss is None:
+        value, name = default_loss(output, tokens)
+    else:
+        try:
+            value, name = loss(output), "the given loss"
+        except Exception as error:
+            raise TraceError(f"the given loss raised {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad or value.is_complex():
+        raise TraceError(f"{name} must be one real number that carries a gradient, got {_describe(value)}")
+    return value.reshape(()), name
 
 
 def _rms_into(norms: dict[Node, tuple[Tensor, Tensor, Tensor]]) -> Any:
@@ -245,36 +193,31 @@ def _rms_into(norms: dict[Node, tuple[Tensor, Tensor, Tensor]]) -> Any:
     return watch
 
 
-def _asking_for_gradient(values: Any) -> Any:
-    """The inputs with a gradient asked of the floating-point ones: one of them may itself be the skip."""
+def _asking_for_gradient(values: Any, leaves: list[Tensor]) -> Any:
+    """The inputs with a gradient asked of the floating-point ones, for one of them may itself be the skip.
+
+    They are views of new leaves, which may be overwritten where a leaf may not.
+    """
     if isinstance(values, Tensor):
-        wants = values.is_floating_point() and not values.requires_grad
-        return values.detach().requires_grad_() if wants else values
+        if values.is_inference():
+            values = values.clone()
+        if not values.is_floating_point() or values.requires_grad:
+            return values
+        leaves.append(values.detach().requires_grad_())
+        return leaves[-1].view_as(leaves[-1])
     if type(values) in (tuple, list):
-        return type(values)(_asking_for_gradient(value) for value in values)
+        return type(values)(_asking_for_gradient(value, leaves) for value in values)
     if type(values) is dict:
-        return {key: _asking_for_gradient(value) for key, value in values.items()}
+        return {key: _asking_for_gradient(value, leaves) for key, value in values.items()}
     return values
 
 
-def _norm(value: Tensor) -> Tensor:
-    value = value.detach()
-    return torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
-
-
 def _rms(value: Tensor) -> Tensor:
-    return _norm(value) / max(value.numel(), 1) ** 0.5
+    return norm(value) / max(value.numel(), 1) ** 0.5
 
 
 def _largest(value: Tensor) -> Tensor:
     return torch.linalg.vector_norm(value, math.inf) if value.numel() else value.new_zeros(())
-
-
-def _sum(parts: list[Tensor]) -> Tensor | None:
-    total = None
-    for part in parts:
-        total = part if total is None else total + part
-    return total
 
 
 def _share(part: float, rest: float) -> float:

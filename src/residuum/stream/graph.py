@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from residuum.stream import ops
 from residuum.stream.capture import Capture, tensors_in
@@ -49,10 +50,14 @@ class Stream:
 
 @dataclass
 class ResidualGraph:
-    """All residual streams of a model, and how many tensor functions were looked at to find them."""
+    """All residual streams of a model.
+
+    `operations` tensor functions were looked at; `hidden` tensors came from functions that could not be.
+    """
 
     streams: list[Stream]
     operations: int
+    hidden: int = 0
 
     @property
     def residuals(self) -> Iterator[Residual]:
@@ -75,29 +80,43 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> ResidualGraph:
     """Run `model(*args, **kwargs)` once, without gradients, and return its residual graph.
 
     Works on real and on meta tensors. The model is left as it was found: its mode, gradients, buffers, and the state of
-    the random generators. Raises `TraceError` if the forward pass itself raises.
+    the random generators. Raises `TraceError` if the forward pass itself raises, or hides its operations.
     """
+    check_traceable(model)
     capture = Capture(model)
-    capture.feed(tensors_in((args, kwargs)))
     with untouched(model), torch.no_grad(), capture:
-        run(model, args, kwargs)
-    return graph_of(capture.nodes)
+        run(model, capture, args, kwargs)
+    return graph_of(capture)
 
 
-def run(model: nn.Module, args: Any, kwargs: Any) -> Any:
+def check_traceable(model: Any) -> None:
+    """Raises `TraceError` for what is no module, or whose operations are compiled out of sight."""
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"give a torch.nn.Module, not {model!r:.60}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TraceError(
+            f"{type(model).__name__} is compiled by torch.jit, which hides its operations: give it uncompiled"
+        )
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        raise TraceError(f"{type(model).__name__} has lazy parameters: run it once before")
+
+
+def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
     """The model's own output; what its forward pass raises comes back as one `TraceError`."""
+    inputs = list(tensors_in((args, kwargs)))
+    if any(value.numel() == 0 for value in inputs):
+        raise TraceError("an input is empty: give at least one example")
+    capture.feed(inputs)
     try:
         return model(*args, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TraceError(f"{type(model).__name__}'s forward pass raised {type(error).__name__}: {error}") from error
 
 
-def graph_of(nodes: Sequence[Node]) -> ResidualGraph:
-    """Put the connections among `nodes` in streams and say of each what it is."""
-    readers: Readers = {node: [] for node in nodes}
-    for node in nodes:
-        for parent in set(node.inputs):
-            readers[parent].append(node)
+def graph_of(capture: Capture) -> ResidualGraph:
+    """Put the connections of a run in streams and say of each what it is."""
+    nodes = capture.nodes
+    readers = readers_of(nodes)
     chains: list[list[Connection]] = []
     chain_of: dict[Connection, list[Connection]] = {}
     for connection in (node.connection for node in nodes):
@@ -111,7 +130,16 @@ def graph_of(nodes: Sequence[Node]) -> ResidualGraph:
             chains.append(chain)
         chain.append(connection)
         chain_of[connection] = chain
-    return ResidualGraph([_stream(chain, readers) for chain in chains], len(nodes))
+    return ResidualGraph([_stream(chain, readers) for chain in chains], len(nodes), capture.hidden)
+
+
+def readers_of(nodes: list[Node]) -> Readers:
+    """Who reads each node's result."""
+    readers: Readers = {node: [] for node in nodes}
+    for node in nodes:
+        for parent in set(node.inputs):
+            readers[parent].append(node)
+    return readers
 
 
 def _stream(chain: list[Connection], readers: Readers) -> Stream:
@@ -135,10 +163,9 @@ def _residual(index: int, connection: Connection, normed_after: bool, readers: R
     else:
         placement = "post" if inside else "none"
     node = connection.sum
-    branch = _common_path([n.module for n in _branch(connection) if n.parametric])
-    return Residual(
-        index, node.module, branch, connection.source, _kind(connection), placement, tuple(node.shape), connection
-    )
+    branch = _common_path([n.module for n in branch_of(connection) if n.parametric])
+    shape = tuple(node.shape)
+    return Residual(index, node.module, branch, connection.source, _kind(connection), placement, shape, connection)
 
 
 def _kind(connection: Connection) -> str:
@@ -147,6 +174,8 @@ def _kind(connection: Connection) -> str:
     on_skip = _steps(connection.skip, connection.fork)
     if any(node.op in ops.DROPOUT for node in on_skip):
         return "dropout"
+    if connection.sum.op in ops.LERP:
+        return "gated" if len(connection.sum.activations) > 2 else "scaled"
     products = [node for node in on_skip + _steps(connection.write, None) if node.op in ops.MULTIPLY]
     if any(len(node.activations) > 1 for node in products):
         return "gated"
@@ -192,8 +221,8 @@ def _origin(node: Node) -> str:
     return node.module
 
 
-def _branch(connection: Connection) -> set[Node]:
-    """The nodes between fork and write."""
+def branch_of(connection: Connection) -> set[Node]:
+    """The nodes between fork and write, the write among them."""
     pending, seen = [connection.write], set()
     while pending:
         node = pending.pop()
@@ -206,7 +235,7 @@ def _branch(connection: Connection) -> set[Node]:
 
 def _norm_before(connection: Connection, readers: Readers) -> bool:
     """Whether every first parametric operation of the branch reads the stream through a norm."""
-    branch = _branch(connection)
+    branch = branch_of(connection)
     pending, seen, found = [connection.fork], set(), False
     while pending:
         for reader in readers[pending.pop()]:
@@ -223,17 +252,25 @@ def _norm_before(connection: Connection, readers: Readers) -> bool:
 
 
 def _norm_reading(node: Node, readers: Readers) -> Node | None:
-    """The norm that reads `node` directly, if any."""
+    """The norm that reads `node` itself, if any: between them stands nothing but the norm's own arithmetic."""
     pending, seen = [node], set()
     while pending:
-        current = pending.pop(0)
-        for reader in readers[current]:
-            if normalised_by(reader) is not None:
+        for reader in readers[pending.pop(0)]:
+            if reader in seen or reader.parametric or reader.connection is not None:
+                continue
+            seen.add(reader)
+            value = normalised_by(reader)
+            if value is not None and _carries(value, node):
                 return reader
-            if reader not in seen and current in carried(reader):
-                seen.add(reader)
+            if value is None:
                 pending.append(reader)
     return None
+
+
+def _carries(value: Node, node: Node) -> bool:
+    while value is not node and value.index > node.index and carried(value):
+        value = carried(value)[0]
+    return value is node
 
 
 def _common_path(names: list[str]) -> str:

@@ -13,26 +13,25 @@ from residuum.stream.capture import tensors_in
 from residuum.stream.errors import TraceError
 
 
-def default_loss(output: Any, inputs: list[Tensor]) -> tuple[Tensor, str]:
+def default_loss(output: Any, tokens: list[tuple[Tensor, int]]) -> tuple[Tensor, str]:
     """A scalar to differentiate, and what it is in words.
 
-    The model's own `loss` if it returned one; the next token's cross-entropy if the output looks like scores over the
-    input's tokens; otherwise the output's product with fixed random numbers, which asks for every entry's gradient
+    The model's own loss if it returned one (named `loss`, or first and a single number); the next token's cross-entropy
+    if the output scores the vocabulary of one of `tokens`, which come with the number of rows of the table that they
+    were looked up in; otherwise the output's product with fixed random numbers, which asks for every entry's gradient
     alike (the output's own square would not: a final norm holds it constant).
     """
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(own, Tensor) and own.numel() == 1:
-        return own.reshape(()), "the model's own loss"
     values = [value for value in tensors_in(output) if value.is_floating_point() and value.requires_grad]
     if not values:
         raise TraceError("the model's output carries no gradient: give loss=, or let a parameter require grad")
-    for tokens in inputs:
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", values[0])
+    if isinstance(own, Tensor) and own.ndim == 0:
+        return own, "the model's own loss"
+    for read, rows in tokens:
         scores = values[0]
-        if tokens.is_floating_point() or scores.shape[:-1] != tokens.shape or tokens.ndim != 2 or tokens.shape[1] < 2:
-            continue
-        if int(tokens.max()) < scores.shape[-1] and int(tokens.min()) >= 0:
-            flat = scores[:, :-1].reshape(-1, scores.shape[-1])
-            return F.cross_entropy(flat.float(), tokens[:, 1:].reshape(-1).long()), "next-token cross-entropy"
+        if scores.shape == (*read.shape, rows) and read.ndim == 2 and read.shape[1] > 1:
+            flat = scores[:, :-1].reshape(-1, rows)
+            return F.cross_entropy(flat.float(), read[:, 1:].reshape(-1).long()), "next-token cross-entropy"
     value = values[0]
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device, value.dtype)

@@ -21,7 +21,8 @@ def normalised_by(node: Node) -> Node | None:
         return None
     for value, statistic in permutations(node.activations, 2):
         if value.shape == node.shape != statistic.shape and _is_statistic_of(statistic, value):
-            return value
+            centred = value.op in ops.ADD and len(value.activations) == 2 and value.activations[1].shape != value.shape
+            return value.activations[0] if centred else value  # behind `x − mean(x)` stands x
     return None
 
 

@@ -1,7 +1,13 @@
 """What PyTorch's functions mean to a residual stream. PyTorch's names only: never a module's, never a model's."""
 
-# y = a + b, out of place and in place.
-ADD = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__", "sub", "__sub__", "__rsub__", "sub_", "__isub__"})
+# y = a + b, out of place and in place: where a residual connection may be. A difference is none: it compares.
+SUM = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__"})
+
+# y = a + w (b − a), which is the sum (1 − w) a + w b.
+LERP = frozenset({"lerp", "lerp_"})
+
+# Sums and differences.
+ADD = SUM | {"sub", "__sub__", "__rsub__", "sub_", "__isub__", "rsub"}
 
 # y = a · b: what scales and gates are made of.
 MULTIPLY = frozenset(
@@ -37,7 +43,16 @@ DROPOUT = frozenset(
 
 # Functions that are a normalisation by themselves; one written out by hand is recognised in normalisation.py.
 NORM = frozenset(
-    {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm", "batch_norm", "instance_norm"}
+    {
+        "layer_norm",
+        "native_layer_norm",
+        "rms_norm",
+        "_fused_rms_norm",
+        "group_norm",
+        "batch_norm",
+        "instance_norm",
+        "normalize",
+    }
 )
 
 # What a hand-written normalisation takes its statistic with.
@@ -52,7 +67,7 @@ SHAPE_ONLY = frozenset(
 )  # fmt: skip
 
 # Elementwise arithmetic: with a weight of no larger shape it shifts or scales, and is no branch by itself.
-ELEMENTWISE = ADD | MULTIPLY | {"addcmul", "addcdiv", "lerp", "pow", "__pow__", "where", "maximum", "minimum"}
+ELEMENTWISE = ADD | MULTIPLY | LERP | {"addcmul", "addcdiv", "pow", "__pow__", "where", "maximum", "minimum"}
 
 # Reading rows of a table makes an activation, whatever the indices come from.
 LOOKUP = frozenset({"embedding", "embedding_bag", "index_select"})

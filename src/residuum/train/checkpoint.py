@@ -23,15 +23,25 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole: after how many steps it was written, and the length of each log then."""
+    """A checkpoint that was found whole.
+
+    It was written after `step` steps, when each log had `log_bytes`, with files of the run that had these sha256.
+    """
 
     path: Path
     step: int
     log_bytes: dict[str, int]
+    made_from: dict[str, str]
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, log_bytes: dict[str, int], keep: int
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    log_bytes: dict[str, int],
+    made_from: dict[str, str],
+    keep: int,
 ) -> Path:
     """Write `folder/step_<step>/` and remove all but the newest `keep`. Raises `InputError` if the disk refuses."""
     path = folder / f"step_{step:08d}"
@@ -45,7 +55,8 @@ def save_checkpoint(
             "schema": SCHEMA,
             "step": step,
             "log_bytes": log_bytes,
-            "sha256": {name: _sha256(part / name) for name in (MODEL, OPTIMIZER)},
+            "made_from": made_from,
+            "sha256": {name: sha256_of(part / name) for name in (MODEL, OPTIMIZER)},
         }
         state["checksum"] = _checksum(state)
         (part / STATE).write_text(json.dumps(state, indent=2) + "\n")
@@ -56,7 +67,7 @@ def save_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Oldest first. One that was being written when the run was killed has no final name and is not among them."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    return sorted(path for path in folder.glob("step_" + 8 * "[0-9]") if path.is_dir())
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -74,16 +85,16 @@ def verify_checkpoint(path: Path) -> Checkpoint:
         whole = state["schema"] == SCHEMA and state.pop("checksum") == _checksum(state)
     except FileNotFoundError:
         raise InputError(f"{path / STATE} is missing: {mend}") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise InputError(f"{path / STATE} is damaged: {mend}")
     for name, digest in state["sha256"].items():
         if not (path / name).is_file():
             raise InputError(f"{path / name} is missing: {mend}")
-        if _sha256(path / name) != digest:
+        if sha256_of(path / name) != digest:
             raise InputError(f"{path / name} is damaged (its checksum differs): {mend}")
-    return Checkpoint(path, state["step"], state["log_bytes"])
+    return Checkpoint(path, state["step"], state["log_bytes"], state["made_from"])
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
@@ -149,7 +160,8 @@ def _same_keys(saved: dict[str, Tensor], wanted: set[str], path: Path) -> None:
         raise InputError(f"{path} {verb} {name}: restore the run's own recipe.toml")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -49,9 +50,18 @@ def bigram_bits_per_byte(train: list[str], held_out: list[str]) -> float:
     return bits / size
 
 
-def _pairs(documents: list[str]) -> list[np.ndarray]:
-    found = []
+def _pairs(documents: list[str]) -> Iterator[np.ndarray]:
+    """Each pair of neighbouring bytes as one number, in chunks; 256 stands before and after a document."""
+    chunk, size = [np.array([256])], 0
     for document in documents:
-        row = np.concatenate(([256], np.frombuffer(document.encode(), np.uint8).astype(np.int64), [256]))
-        found.append(row[:-1] * 257 + row[1:])
-    return found
+        chunk += [np.frombuffer(document.encode(), np.uint8), np.array([256])]
+        size += len(document)
+        if size > 1_000_000:
+            yield _neighbours(chunk)
+            chunk, size = [np.array([256])], 0
+    yield _neighbours(chunk)
+
+
+def _neighbours(parts: list[np.ndarray]) -> np.ndarray:
+    row = np.concatenate(parts).astype(np.int64)
+    return row[:-1] * 257 + row[1:]

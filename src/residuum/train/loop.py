@@ -21,7 +21,6 @@ from residuum.train.checkpoint import (
     discard_parts,
     load_moments,
     load_weights,
-    newest_checkpoint,
     save_checkpoint,
 )
 from residuum.train.evaluate import bigram_bits_per_byte, bits_per_byte
@@ -30,7 +29,7 @@ from residuum.train.recipe import Recipe
 from residuum.train.run_folder import Log, RunFolder
 from residuum.train.schedule import learning_rate
 from residuum.train.text import Corpus, read_corpus
-from residuum.train.tokenizer import Tokenizer, make_tokenizer, tokenize
+from residuum.train.tokenizer import Tokenizer, Tokens, make_tokenizer, tokenize
 
 
 class Progress(Protocol):
@@ -56,123 +55,174 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     run that was killed anywhere and goes on ends at the same weights, bit for bit, on the same machine.
     """
     progress = progress or Silent()
+    resumed = folder.recipe_file.exists()
     device = _device(recipe.run.device)
     corpus = read_corpus(recipe.data)
-    _same_data(folder, corpus)
-    note = f", {corpus.skipped} files skipped, because they are not UTF-8 text" if corpus.skipped else ""
-    progress.note(f"{len(corpus.train) + len(corpus.held_out):,} documents, {corpus.n_bytes / 1e6:.1f} MB{note}")
-    tokenizer = _tokenizer(folder, recipe, corpus)
+    if resumed:
+        _same_data(folder, corpus)
+    skipped = f", {corpus.skipped} files skipped, because they are not UTF-8 text" if corpus.skipped else ""
+    progress.note(f"{len(corpus.train) + len(corpus.held_out):,} documents, {corpus.n_bytes / 1e6:.1f} MB{skipped}")
+    tokenizer = folder.tokenizer if resumed else _new_tokenizer(recipe, corpus)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=tokenizer.vocab_size))
-    train_tokens, held_tokens = tokenize(tokenizer, corpus.train), tokenize(tokenizer, corpus.held_out)
-    check_length(held_tokens, recipe.model.context)
+    train_tokens, held_out = tokenize(tokenizer, corpus.train), tokenize(tokenizer, corpus.held_out)
+    check_length(held_out, recipe.model.context)
     batches = Batches(train_tokens, recipe.model.context, recipe.optim.batch_size, recipe.run.seed)
     bigram = bigram_bits_per_byte(corpus.train, corpus.held_out)
     progress.note(f"{len(train_tokens):,} training tokens; a byte bigram model needs {bigram:.3f} bits per byte")
-
-    torch.manual_seed(recipe.run.seed)
-    model = Transformer(recipe.model).to(device)
-    optimizer = make_optimizer(model, recipe.optim, device)
+    model = _new_model(recipe, device)
     progress.note(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}")
-    if not folder.recipe_file.exists():
-        write_whole(folder.tokenizer_file, tokenizer.to_json())
-        folder.write_recipe(recipe, corpus.fingerprint)
-    discard_parts(folder.path)
-    discard_parts(folder.checkpoints)
-    checkpoint = newest_checkpoint(folder.checkpoints)
-    first = 0
-    if checkpoint is not None:
-        load_weights(checkpoint, model)
-        load_moments(checkpoint, model, optimizer)
-        first = checkpoint.step
-    lengths = checkpoint.log_bytes if checkpoint else {}
-    metrics = Log(folder.metrics_file, lengths.get("metrics.jsonl", 0))
-    samples = Log(folder.samples_file, lengths.get("samples.txt", 0))
-    if checkpoint is None:
-        metrics.append(json.dumps({"step": 0, "bigram_bits_per_byte": bigram}) + "\n")
-
-    run, optim = recipe.run, recipe.optim
-    clock, since = time.perf_counter(), first
-    for step in range(first, run.steps):
-        lr = learning_rate(step, run.steps, optim)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss, norm, targets = _step(model, optimizer, batches, step, recipe, device)
-        done = step + 1
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at step {done}: lower optim.lr ({optim.lr:g}) or raise optim.warmup "
-                f"({optim.warmup}); checkpoints before it are kept"
-            )
-        line: dict[str, float] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm}
-        evaluated = done % run.eval_every == 0 or done == run.steps
-        if evaluated or done % run.log_every == 0 or done == 1:
-            passed = (time.perf_counter() - clock) / (done - since)
-            line["train_bits_per_byte"] = loss / math.log(2) / float(tokenizer.token_bytes[targets].mean())
-            line["tokens_per_second"] = targets.size / passed
-            if evaluated:
-                line["bits_per_byte"] = bits_per_byte(model, held_tokens, tokenizer, run.eval_tokens, optim.batch_size)
-                if run.sample_tokens:
-                    samples.append(f"== step {done}\n{_sample(model, tokenizer, recipe, done)}\n\n")
-            metrics.append(json.dumps(line) + "\n")
-            progress.step(line, run.steps)
-            clock, since = time.perf_counter(), done
-        if done % run.checkpoint_every == 0 or done == run.steps:
-            metrics.settle()
-            samples.settle()
-            log_bytes = {"metrics.jsonl": metrics.length, "samples.txt": samples.length}
-            save_checkpoint(folder.checkpoints, done, model, optimizer, log_bytes, run.keep_checkpoints)
-    metrics.close()
-    samples.close()
+    training = _Training(folder, recipe, model, batches, held_out, tokenizer, device, progress)
+    with folder.locked():
+        if folder.recipe_file.exists() != resumed:
+            raise InputError(f"another process has begun a run in {folder.path}: choose another --run.dir")
+        if not resumed:
+            write_whole(folder.tokenizer_file, tokenizer.to_json())
+            folder.write_recipe(recipe, corpus.fingerprint)
+        training.run(bigram)
     return model.eval()
 
 
-def _step(
-    model: Transformer,
-    optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    step: int,
-    recipe: Recipe,
-    device: torch.device,
-) -> tuple[float, float, NDArray[np.int64]]:
-    """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, and the targets."""
-    # Dropout must not remember what was drawn before a kill, so every step starts its own sequence.
-    torch.manual_seed(recipe.run.seed * 1_000_003 + step)
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    total, targets = torch.zeros((), device=device), []
-    for micro in range(recipe.optim.accumulate):
-        x, y = batches.at(step, micro)
-        with _precision(recipe.run.precision, device):
-            loss = model.loss(x.to(device), y.to(device)) / recipe.optim.accumulate
-        loss.backward()
-        total += loss.detach()
-        targets.append(y.numpy())
-    most = recipe.optim.clip or float("inf")
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
-    optimizer.step()
-    return float(total), float(norm), np.concatenate(targets)
+class _Training:
+    """A run under way."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        model: Transformer,
+        batches: Batches,
+        held_out: Tokens,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.folder, self.recipe, self.model, self.batches = folder, recipe, model, batches
+        self.held_out, self.tokenizer, self.device, self.progress = held_out, tokenizer, device, progress
+        self.optimizer = make_optimizer(model, recipe.optim, device)
+
+    def run(self, bigram: float) -> None:
+        """Every step that is left, with its evaluations, samples and checkpoints."""
+        folder, run, optim = self.folder, self.recipe.run, self.recipe.optim
+        first, metrics, samples = self._begin(bigram)
+        made_from = folder.made_from()
+        clock, since = time.perf_counter(), first
+        for step in range(first, run.steps):
+            lr = learning_rate(step, run.steps, optim)
+            loss, norm, targets = self._step(step, lr)
+            done = step + 1
+            evaluated = done % run.eval_every == 0 or done == run.steps
+            saved = done % run.checkpoint_every == 0 or done == run.steps
+            self._check_sound(done, loss, norm, look_at_weights=evaluated or saved)
+            if evaluated or done % run.log_every == 0 or done == 1:
+                line: dict[str, float] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm}
+                line["train_bits_per_byte"] = loss / math.log(2) / float(self.tokenizer.token_bytes[targets].mean())
+                line["tokens_per_second"] = targets.size * (done - since) / (time.perf_counter() - clock)
+                if evaluated:
+                    line["bits_per_byte"] = bits_per_byte(
+                        self.model, self.held_out, self.tokenizer, run.eval_tokens, optim.batch_size
+                    )
+                    if run.sample_tokens:
+                        samples.append(f"== step {done}\n{self._sample(done)}\n\n")
+                metrics.append(json.dumps(line, allow_nan=False) + "\n")
+                self.progress.step(line, run.steps)
+                clock, since = time.perf_counter(), done
+            if saved:
+                metrics.settle()
+                samples.settle()
+                log_bytes = {log.path.name: log.length for log in (metrics, samples)}
+                save_checkpoint(
+                    folder.checkpoints, done, self.model, self.optimizer, log_bytes, made_from, run.keep_checkpoints
+                )
+        metrics.close()
+        samples.close()
+
+    def _begin(self, bigram: float) -> tuple[int, Log, Log]:
+        """Take up the newest checkpoint: the steps already done, and both logs as they were then."""
+        folder = self.folder
+        discard_parts(folder.path)
+        discard_parts(folder.checkpoints)
+        checkpoint = folder.newest_checkpoint()
+        lengths: dict[str, int] = {}
+        if checkpoint is not None:
+            load_weights(checkpoint, self.model)
+            load_moments(checkpoint, self.model, self.optimizer)
+            lengths = checkpoint.log_bytes
+        metrics, samples = (Log(p, lengths.get(p.name, 0)) for p in (folder.metrics_file, folder.samples_file))
+        for log in (metrics, samples):
+            if log.lost:
+                self.progress.note(f"{log.path} has lost lines that were written before; the report shows what is left")
+        folder.metrics()  # what cannot be read is said now, not after the training
+        if checkpoint is None:
+            metrics.append(json.dumps({"step": 0, "bigram_bits_per_byte": bigram}) + "\n")
+        return checkpoint.step if checkpoint else 0, metrics, samples
+
+    def _step(self, step: int, lr: float) -> tuple[float, float, NDArray[np.int64]]:
+        """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, and the targets."""
+        optim = self.recipe.optim
+        # Dropout must not remember what was drawn before a kill, so every step starts its own sequence.
+        torch.manual_seed(self.recipe.run.seed * 1_000_003 + step)
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        total, targets = torch.zeros((), device=self.device), []
+        for micro in range(optim.accumulate):
+            x, y = self.batches.at(step, micro)
+            with _precision(self.recipe.run.precision, self.device):
+                loss = self.model.loss(x.to(self.device), y.to(self.device)) / optim.accumulate
+            loss.backward()
+            total += loss.detach()
+            targets.append(y.numpy())
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip or float("inf"))
+        self.optimizer.step()
+        return float(total), float(norm), np.concatenate(targets)
+
+    def _check_sound(self, done: int, loss: float, norm: float, look_at_weights: bool) -> None:
+        """Stop before anything is made of what is not finite; the update itself may overflow, so weights count too."""
+        sound = math.isfinite(loss) and math.isfinite(norm)
+        if sound and not (look_at_weights and not all(bool(p.isfinite().all()) for p in self.model.parameters())):
+            return
+        optim = self.recipe.optim
+        raise InputError(
+            f"training diverged at step {done} (loss {loss:.3g}, gradient norm {norm:.3g}): start a new run with a "
+            f"lower optim.lr ({optim.lr:g}) or a longer optim.warmup ({optim.warmup}): "
+            f"residuum train {self.folder.recipe_file} --run.dir ANOTHER --optim.lr {optim.lr / 10:g}"
+        )
+
+    def _sample(self, step: int) -> str:
+        generator = torch.Generator().manual_seed(self.recipe.run.seed * 1_000_003 + step)
+        self.model.eval()
+        tokens = generate(
+            self.model, [self.tokenizer.separator], self.recipe.run.sample_tokens, 0.8, generator=generator
+        )
+        return self.tokenizer.decode(list(tokens))
 
 
-def _sample(model: Transformer, tokenizer: Tokenizer, recipe: Recipe, step: int) -> str:
-    generator = torch.Generator().manual_seed(recipe.run.seed * 1_000_003 + step)
-    model.eval()
-    tokens = generate(model, [tokenizer.separator], recipe.run.sample_tokens, 0.8, generator=generator)
-    return tokenizer.decode(list(tokens))
-
-
-def _tokenizer(folder: RunFolder, recipe: Recipe, corpus: Corpus) -> Tokenizer:
-    if folder.tokenizer_file.exists():
-        return folder.tokenizer
+def _new_tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
     # The alphabet is the whole text's, so that held-out characters can be scored; merges are learned on training text.
     every = recipe.data.tokenizer == "char"
     return make_tokenizer(recipe.data, corpus.train + corpus.held_out if every else corpus.train)
 
 
+def _new_model(recipe: Recipe, device: torch.device) -> Transformer:
+    torch.manual_seed(recipe.run.seed)
+    try:
+        return Transformer(recipe.model).to(device)
+    except (RuntimeError, MemoryError) as error:  # the allocator's refusal is a RuntimeError
+        shape = (
+            f"{recipe.model.n_layers} layers of width {recipe.model.d_model:,} and {recipe.model.vocab_size:,} tokens"
+        )
+        raise InputError(f"a model of {shape} does not fit in memory: make model.d_model smaller") from error
+
+
 def _same_data(folder: RunFolder, corpus: Corpus) -> None:
-    if folder.recipe_file.exists() and folder.made_with().get("data_fingerprint") != corpus.fingerprint:
+    fingerprint = folder.made_with().get("data_fingerprint")
+    if fingerprint is None:
+        raise InputError(f"{folder.recipe_file} has lost its [made_with] data_fingerprint: restore the run's own file")
+    if fingerprint != corpus.fingerprint:
         raise InputError(
             f"the text of data.source is not what {folder.path} was trained on: restore it, or start a new run with "
-            f"residuum train {folder.recipe_file}"
+            f"residuum train {folder.recipe_file} --run.dir ANOTHER"
         )
 
 
@@ -181,9 +231,10 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"run.device = '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+        torch.zeros(1, device=device).item()  # it must be there, and hold numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"run.device = '{name}' cannot be used ({reason}): choose auto or cpu") from None
     return device
 
 

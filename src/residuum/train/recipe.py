@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from residuum.errors import InputError
+from residuum.fields import check_fields, check_range
 from residuum.model.config import ModelConfig
 from residuum.model.residual import residual_named
 
@@ -45,6 +45,14 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; auto takes bfloat16 on a cuda device that has it, else float32."""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "run")
+        counts = ("steps", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep_checkpoints")
+        check_range(self, "run", 1, 2**53, counts)
+        check_range(self, "run", 0, 2**32 - 1, ("seed", "sample_tokens"))
+        if self.dir == "":
+            raise InputError("run.dir is empty: give a folder, or leave it away")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -62,6 +70,15 @@ class DataConfig:
     """byte: 256 of them; char: the text's own characters; bpe: byte pairs merged by frequency."""
     vocab_size: int = 2048
     """Number of tokens of the bpe tokenizer."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data")
+        check_range(self, "data", 1, 2**53, ("max_bytes",))
+        check_range(self, "data", 257, 10_000_000, ("vocab_size",))
+        if not self.source:
+            raise InputError("data.source is empty: give stdlib, a file or a folder")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"data.held_out is {self.held_out}: give a share between 0 and 1, such as 0.05")
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,18 @@ class OptimConfig:
     clip: float = 1.0
     """Largest norm of the whole gradient; a larger one is scaled down. 0: never."""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "optim")
+        check_range(self, "optim", 1, 1_000_000, ("batch_size", "accumulate"))
+        check_range(self, "optim", 0, 2**53, ("min_lr", "warmup", "weight_decay", "clip"))
+        if self.decay != "constant" and self.min_lr > self.lr:
+            raise InputError(f"optim.min_lr = {self.min_lr} is above optim.lr = {self.lr}: give a smaller one")
+        if not self.lr > 0:
+            raise InputError(f"optim.lr is {self.lr}: give a number above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"optim.{name} is {getattr(self, name)}: give a number from 0 up to, not including, 1")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -100,28 +129,6 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        run = dict.fromkeys(
-            ("steps", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep_checkpoints"), 1
-        )
-        at_least = {
-            "run": {**run, "seed": 0, "sample_tokens": 0},
-            "data": {"max_bytes": 1, "vocab_size": 257},
-            "optim": {"batch_size": 1, "accumulate": 1, "min_lr": 0, "warmup": 0, "weight_decay": 0, "clip": 0},
-        }
-        for section, fields in at_least.items():
-            for name, least in fields.items():
-                value = getattr(getattr(self, section), name)
-                if value is not None and not value >= least:
-                    raise InputError(f"{section}.{name} is {value}: give at least {least}")
-        if not self.optim.lr > 0:
-            raise InputError(f"optim.lr is {self.optim.lr}: give a number above 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self.optim, name) < 1:
-                raise InputError(
-                    f"optim.{name} is {getattr(self.optim, name)}: give a number from 0 up to, not including, 1"
-                )
-        if not 0 < self.data.held_out < 1:
-            raise InputError(f"data.held_out is {self.data.held_out}: give a share between 0 and 1, such as 0.05")
         residual_named(self.model.residual)
         if not self.model.causal or self.model.head == "none":
             raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
@@ -129,16 +136,23 @@ class Recipe:
 
 def load_recipe(name: str) -> Recipe:
     """The recipe in a TOML file, or a built-in one by name. Raises `InputError` for a file or key at fault."""
+    if not name:
+        raise InputError("the recipe's name is empty: give quick, gpt, names, or the path of a TOML file")
     built_in = sorted(path.stem for path in FOLDER.glob("*.toml"))
     path = FOLDER / f"{name}.toml" if name in built_in else Path(name)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"no recipe '{name}': choose {', '.join(built_in)}, or give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"recipe {path}: {error}") from error
+        raise InputError(f"recipe {path}: {getattr(error, 'strerror', None) or error}") from error
+    except RecursionError:
+        raise InputError(f"recipe {path}: values are nested too deeply") from None
     content.pop("made_with", None)  # what a run's own recipe.toml says of versions and data
-    return _build(Recipe, content, f"recipe {path}", "")
+    try:
+        return _build(Recipe, content, f"recipe {path}", "")
+    except OverflowError:
+        raise InputError(f"recipe {path}: a number has more digits than a float can hold") from None
 
 
 def as_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -158,24 +172,9 @@ def _build(kind: Any, content: dict[str, Any], where: str, prefix: str) -> Any:
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise InputError(f"{where}: '{prefix}{key}' is a section: write [{prefix}{key}] and its keys below")
-            values[key] = _build(hints[key], value, where, f"{prefix}{key}.")
-        else:
-            values[key] = _check(value, hints[key], where, prefix + key)
+            value = _build(hints[key], value, where, f"{prefix}{key}.")
+        values[key] = float(value) if hints[key] is float and type(value) is int else value
     try:
         return kind(**values)
     except InputError as error:
         raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from None
-
-
-def _check(value: Any, hint: Any, where: str, key: str) -> Any:
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise InputError(f"{where}: '{key}' is {value!r}: choose {', '.join(map(str, typing.get_args(hint)))}")
-        return value
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in allowed and type(value) is int:
-        return float(value)
-    if type(value) not in allowed:
-        wanted = " or ".join(kind.__name__ for kind in allowed if kind is not types.NoneType)
-        raise InputError(f"{where}: '{key}' is {value!r}: give {'an' if wanted[0] in 'aeiou' else 'a'} {wanted}")
-    return value

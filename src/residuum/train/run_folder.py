@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -12,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
+from filelock import FileLock, Timeout
 
 from residuum.errors import InputError
 from residuum.files import TEMPORARY, cannot_write, write_whole
 from residuum.model import Transformer
-from residuum.train.checkpoint import load_weights, newest_checkpoint
+from residuum.train.checkpoint import Checkpoint, load_weights, newest_checkpoint, sha256_of
 from residuum.train.recipe import Recipe, as_dict, load_recipe
 from residuum.train.tokenizer import Tokenizer, load_tokenizer
 
@@ -30,6 +35,8 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """An existing run. Raises `InputError` if `path` is none."""
+        if not isinstance(path, (str, Path)) or not str(path):
+            raise InputError(f"{path!r} is no folder: give the folder of a run")
         folder = cls(Path(path))
         if not folder.path.is_dir():
             raise InputError(f"{path} is no folder: give the folder of a run")
@@ -47,7 +54,7 @@ class RunFolder:
         folder = cls(path)
         # A run that was killed before its recipe was written is no run yet; what it left is its tokenizer at most.
         left = {p for p in path.iterdir() if not p.name.startswith(TEMPORARY)} if path.is_dir() else set()
-        if left - {folder.tokenizer_file}:
+        if left - {folder.tokenizer_file, folder.lock_file}:
             raise InputError(f"{path} is not empty: choose another --run.dir")
         folder.tokenizer_file.unlink(missing_ok=True)
         return folder
@@ -73,6 +80,10 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -93,22 +104,67 @@ class RunFolder:
             "platform": platform.platform(),
             "data_fingerprint": fingerprint,
         }
-        write_whole(self.recipe_file, tomli_w.dumps({**as_dict(recipe), "made_with": made_with}))
+        content = as_dict(recipe)
+        content["run"].pop("dir", None)  # where it happened to be is not what it takes to repeat it
+        write_whole(self.recipe_file, tomli_w.dumps({**content, "made_with": made_with}))
 
     def made_with(self) -> dict[str, str]:
-        import tomllib
+        """What recipe.toml says of versions and data."""
+        found = tomllib.loads(self.recipe_file.read_text(encoding="utf-8-sig")).get("made_with")
+        return found if isinstance(found, dict) else {}
 
-        return tomllib.loads(self.recipe_file.read_text(encoding="utf-8")).get("made_with", {})
+    def made_from(self) -> dict[str, str]:
+        """The checksums of the files without which a checkpoint's weights mean nothing."""
+        return {path.name: sha256_of(path) for path in (self.recipe_file, self.tokenizer_file)}
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint. Raises `InputError` if it is damaged, or recipe or tokenizer are not its own."""
+        checkpoint = newest_checkpoint(self.checkpoints)
+        if checkpoint is not None:
+            for name, digest in self.made_from().items():
+                if checkpoint.made_from.get(name) != digest:
+                    raise InputError(
+                        f"{self.path / name} is not the one that {checkpoint.path.name} was trained with: restore "
+                        f"it, or start a new run with residuum train {self.recipe_file} --run.dir ANOTHER"
+                    )
+        return checkpoint
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder. Raises `InputError` if one does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.lock_file)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{self.path} is being trained by another process: wait, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+            self.lock_file.unlink(missing_ok=True)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, oldest first."""
         if not self.metrics_file.exists():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines() if line.endswith("}")]
+        try:
+            return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        except ValueError:
+            raise InputError(f"{self.metrics_file} is damaged: delete it; the run goes on without its past") from None
+
+    def n_parameters(self) -> int:
+        """How many numbers the model learns."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in Transformer(self.recipe.model).parameters())
 
     def model(self) -> Transformer:
         """The trained model, in evaluation mode, from the newest checkpoint."""
-        checkpoint = newest_checkpoint(self.checkpoints)
+        checkpoint = self.newest_checkpoint()
         if checkpoint is None:
             raise InputError(f"{self.path} has no checkpoint yet: go on with residuum train --resume {self.path}")
         model = Transformer(self.recipe.model)
@@ -117,12 +173,13 @@ class RunFolder:
 
 
 class Log:
-    """A file that only grows, and that a resumed run cuts back to where its checkpoint was."""
+    """A file that only grows, and that a resumed run cuts back to where its checkpoint was; `lost` if it is shorter."""
 
     def __init__(self, path: Path, length: int) -> None:
         self.path = path
         try:
             self._file = path.open("ab")
+            self.lost = path.stat().st_size < length
             self._file.truncate(min(length, path.stat().st_size))
             self._file.seek(0, os.SEEK_END)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sysconfig
 from dataclasses import dataclass
@@ -38,15 +39,18 @@ def read_corpus(config: DataConfig) -> Corpus:
     documents.sort(key=lambda document: _hash(document[0]))
     if config.max_bytes is not None:
         documents = _first_bytes(documents, config.max_bytes)
+        if not documents:
+            raise InputError(f"data.max_bytes = {config.max_bytes} is less than any document has: give more")
     whole = hashlib.sha256()
     for name, text in documents:
-        whole.update(f"{len(name)} {len(text)} {name}{text}".encode())
+        whole.update(f"{len(name)} {len(text)} {name}{text}".encode(errors="surrogateescape"))
     held = [text for name, text in documents if _hash(name) < config.held_out]
     train = [text for name, text in documents if _hash(name) >= config.held_out]
     if not train or not held:
+        side = "held_out takes all of them" if held else "none is held out"
         raise InputError(
-            f"data.source = '{config.source}' has {len(documents)} documents, of which {len(held)} would be held out: "
-            "give more text, a larger data.held_out, or smaller documents (data.documents = 'line')"
+            f"data.source = '{config.source}' cannot be split: of {len(documents)} documents {side}; give more text, "
+            f"{'a smaller' if held else 'a larger'} data.held_out, or smaller documents (data.documents = 'line')"
         )
     return Corpus(train, held, whole.hexdigest(), skipped)
 
@@ -56,9 +60,11 @@ def _documents(config: DataConfig) -> tuple[list[tuple[str, str]], int]:
         return _files(Path(sysconfig.get_path("stdlib")), "*.py")
     if config.source == "stdlib-names":
         return [(name, name) for name in _names_of_stdlib()], 0
-    path = Path(config.source).expanduser()
+    path = Path(os.path.expanduser(config.source))  # noqa: PTH111 - Path.expanduser raises for a user who is not there
     if path.is_dir():
         return _files(path, "*")
+    if path.exists() and not path.is_file():
+        raise InputError(f"data.source = '{config.source}' is no regular file: give stdlib, a file or a folder")
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -112,4 +118,4 @@ def _first_bytes(documents: list[tuple[str, str]], most: int) -> list[tuple[str,
 
 def _hash(name: str) -> float:
     """A number from 0 up to 1 that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:7]) / 2**56

@@ -80,6 +80,7 @@ class BPETokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self._inner = inner
+        self._inner.encode_special_tokens = True  # the separator's name, should a text hold it, is text
         self.vocab_size = inner.get_vocab_size()
         # The byte-level alphabet writes each byte as one character, so a token's length is its number of bytes.
         self.token_bytes = np.array(

@@ -11,7 +11,8 @@ from residuum.stream import Flow
 class DeadBranch:
     """A write of less than 1/10,000 of skip and write together: below what float16 would even notice (2⁻¹¹ ≈ 1/2,000).
 
-    A branch that writes exactly nothing is also how zero-initialised models start; then it is no fault, only news.
+    Zero-initialised models start with branches that write exactly nothing, and scaled ones (LayerScale's 1e-6) with
+    next to nothing: then it is no fault, only news.
     """
 
     code = "RS301"
@@ -33,7 +34,7 @@ class DeadBranch:
             elif m.forward.write_share < self.least:
                 yield Finding(
                     self.code,
-                    self.severity,
+                    "info" if m.residual.kind == "scaled" else self.severity,
                     f"{place(m.residual)} writes {m.forward.write_share:.1e} of skip and write together",
                     "remove the branch, or look at what keeps its last matrix small (its scale, weight decay, gate)",
                     m.residual.module,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from residuum.audit.finding import Finding, Severity
+from residuum.audit.finding import Finding, Severity, Skip
 from residuum.stream import Flow
 
 
@@ -16,13 +16,18 @@ class NoConnection:
     title = "no residual connection"
 
     def check(self, flow: Flow) -> Iterator[Finding]:
-        if not list(flow.graph.residuals):
-            yield Finding(
-                self.code,
-                self.severity,
-                f"no residual connection among {flow.graph.operations} operations",
-                "add the input of each sub-layer to its output: x + f(x)",
+        if list(flow.graph.residuals):
+            return
+        if flow.graph.hidden:
+            raise Skip(
+                f"{flow.graph.hidden} tensors come from functions that cannot be seen into (compiled, vectorised)"
             )
+        yield Finding(
+            self.code,
+            self.severity,
+            f"no residual connection among {flow.graph.operations} operations",
+            "add the input of each sub-layer to its output: x + f(x)",
+        )
 
 
 RULE = NoConnection()

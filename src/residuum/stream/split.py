@@ -1,0 +1,154 @@
+"""Take the gradient apart at one connection while a backward pass runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import Node as GradNode
+
+from residuum.stream.connection import carried
+from residuum.stream.node import Connection
+
+
+class Split:
+    """Hooks on the edges by which autograd sends gradient to the fork x of one connection.
+
+    Autograd adds up what reaches x along several edges; on each edge the part is still alone. What comes along the
+    skip's edge is the identity part, the rest the branch part. Where the branch's inner values are also read from
+    outside (an auxiliary loss, keys reused by a later layer), their gradient takes the branch's edges too; such a
+    connection is `shared`, and its parts are read off a second, local pass from y to x alone.
+    """
+
+    def __init__(self, connection: Connection, shared: bool) -> None:
+        self._fork, self._sum = connection.fork.edge, connection.sum.edge
+        self._shared = shared
+        self._identity: list[Tensor] = []
+        self._branch: list[Tensor] = []
+        self._arriving: Tensor | None = None
+        self._total: Tensor | None = None
+        self._handles: list[Any] = []
+        self.norms: dict[str, Tensor] = {}
+        if self._fork is None or self._sum is None:
+            return
+        self._skip_path = _grad_nodes_of_skip(connection, self._fork)
+        self._handles.append(self._sum.node.register_prehook(self._arrive))
+        self._handles.append(self._fork.node.register_prehook(self._gather))
+        if not shared:
+            self._listen()
+
+    def finish(self) -> None:
+        """Measure what the main pass, now over, left to do: all of a shared connection."""
+        if self._arriving is None or self._total is None:
+            return
+        assert self._fork is not None and self._sum is not None
+        self._listen()
+        torch.autograd.grad([self._sum], [self._fork], [self._arriving], retain_graph=True, allow_unused=True)
+        self.stop_listening()
+        self._measure(self._total)
+
+    def stop_listening(self) -> None:
+        """Remove the hooks: a local pass of another connection must not be heard here."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def close(self) -> None:
+        """Remove the hooks and let go of every tensor."""
+        self.stop_listening()
+        self._identity, self._branch, self._arriving, self._total = [], [], None, None
+
+    def _arrive(self, grad_outputs: Any) -> None:
+        assert self._sum is not None
+        gradient = grad_outputs[self._sum.output_nr]
+        if gradient is not None:
+            self.norms["arriving"] = norm(gradient)
+            self._arriving = gradient if self._shared else None
+
+    def _gather(self, grad_outputs: Any) -> None:
+        assert self._fork is not None
+        total = grad_outputs[self._fork.output_nr]
+        if self._shared:
+            self._total = total
+        else:
+            self._measure(total)
+
+    def _listen(self) -> None:
+        assert self._fork is not None
+        for grad_node in self._skip_path:
+            self._listen_to(grad_node, self._identity)
+        for grad_node in _behind(self._skip_path, self._fork.node) - self._skip_path:
+            self._listen_to(grad_node, self._branch)
+
+    def _listen_to(self, grad_node: GradNode, parts: list[Tensor]) -> None:
+        assert self._fork is not None
+        fork = (self._fork.node, self._fork.output_nr)
+        to_fork = [i for i, edge in enumerate(grad_node.next_functions) if edge == fork]
+
+        def hook(grad_inputs: Any, _grad_outputs: Any) -> None:
+            parts.extend(grad_inputs[i] for i in to_fork if grad_inputs[i] is not None)
+
+        if to_fork:
+            self._handles.append(grad_node.register_hook(hook))
+
+    def _measure(self, total: Tensor | None) -> None:
+        identity, branch = _sum(self._identity), _sum(self._branch)
+        rest = total
+        for part in (identity, branch):
+            if rest is not None and part is not None:
+                rest = rest - part
+        for name, part in (("identity", identity), ("branch", branch), ("elsewhere", rest)):
+            self.norms[name] = torch.zeros(()) if part is None else norm(part)
+        self._identity.clear()
+        self._branch.clear()
+
+
+def _grad_nodes_of_skip(connection: Connection, fork: GradientEdge) -> set[GradNode]:
+    """Autograd's nodes on the way of the skip, the addition's own among them."""
+    found: set[GradNode] = set()
+    pending = [connection.sum]
+    while pending:
+        node = pending.pop()
+        if node.index <= connection.fork.index:
+            continue
+        if node.edge is not None:
+            found.add(node.edge.node)
+        pending += node.activations[:1] if connection.projected and node is not connection.sum else carried(node)
+    if any((fork.node, fork.output_nr) in grad_node.next_functions for grad_node in found):
+        return found
+    # A sum made in place on a view hides its addition in a node of autograd's own, and no recorded call ends at the
+    # fork: then the skip is all that lies behind the sum but not behind the write.
+    write = connection.write.edge
+    return _behind(found, fork.node) - (_behind({write.node}, fork.node) if write is not None else set())
+
+
+def _behind(start: set[GradNode], fork: GradNode) -> set[GradNode]:
+    """`start` and autograd's nodes between it and the fork."""
+    # Autograd numbers its nodes as they are made: what is older than the fork cannot lie before it. Leaves have no age.
+    oldest = fork._sequence_nr() if fork.next_functions else 0
+    pending: list[GradNode | None] = list(start)
+    found: set[GradNode] = set()
+    while pending:
+        grad_node = pending.pop()
+        if grad_node is None or grad_node is fork or grad_node in found:
+            continue
+        if not grad_node.next_functions or grad_node._sequence_nr() < oldest:
+            continue
+        found.add(grad_node)
+        pending += [edge[0] for edge in grad_node.next_functions]
+    return found
+
+
+def norm(value: Tensor) -> Tensor:
+    """The Euclidean norm, summed in float32 at least."""
+    value = value.detach()
+    return torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+
+
+def _sum(parts: list[Tensor]) -> Tensor | None:
+    total = None
+    for part in parts:
+        total = part if total is None else total + part
+    return total
