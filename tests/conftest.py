@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("residuum.model", "beartype.beartype")
+PARTS = ("attention", "block", "feedforward", "generate", "linear", "norm", "positions", "residual", "transformer")
+install_import_hook([f"residuum.model.{part}" for part in PARTS], "beartype.beartype")
 
 import torch
 

@@ -134,6 +134,21 @@ def broken():
 def mute():
     return Plain()
 
+def exits():
+    raise SystemExit(0)
+
+def ours():
+    from residuum import ModelConfig, Transformer
+    return Transformer(ModelConfig(vocab_size=9, context=8, d_model=6, n_layers=1, n_heads=2))
+
+class Talks(nn.Linear):
+    def forward(self, x):
+        print("hello from the model")
+        return x + super().forward(x)
+
+def talks():
+    return Talks(4, 4), torch.randn(2, 4)
+
 def wrong_input():
     return Plain(), torch.randn(2, 5)
 """
@@ -161,6 +176,26 @@ def test_audit_of_models_by_name(models: str, capsys: pytest.CaptureFixture[str]
             assert "+" in line
 
 
+def test_a_models_own_words_do_not_spoil_the_json(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", f"{models}:talks", "--format", "json"]) == 0
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["streams"][0]["residuals"]) == 1
+    assert "hello from the model" in shown.err
+
+
+def test_our_own_model_by_name(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", f"{models}:ours", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"]["name"] == "next-token cross-entropy"
+
+
+def test_narrow_terminals(models: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["audit", f"{models}:ours"]) == 0
+    shown = capsys.readouterr().out
+    assert "blocks.0.attn" in shown
+    assert max(map(len, shown.splitlines())) <= 40
+
+
 def test_findings_decide_the_exit_status(models: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", f"{models}:plain"]) == 1
     assert "RS101 error: no residual connection" in capsys.readouterr().out
@@ -172,6 +207,7 @@ def test_reports_go_where_they_are_told(models: str, capsys: pytest.CaptureFixtu
     main(["audit", f"{models}:plain", "--format", "html", "--out", "deep/page.html"])
     assert capsys.readouterr().out == "deep/page.html\n"
     assert Path("deep/page.html").read_text().startswith("<!doctype html>")
+    assert "is no regular file" in fails(capsys, "audit", f"{models}:plain", "--format", "json", "--out", "deep")
     assert "--out goes with --format json or html" in fails(capsys, "audit", f"{models}:plain", "--out", "x")
 
 
@@ -183,6 +219,9 @@ def test_reports_go_where_they_are_told(models: str, capsys: pytest.CaptureFixtu
         ("their_models:missing", "module their_models has no missing"),
         ("their_models:no_model", "returned int: return a torch.nn.Module"),
         ("their_models:broken", "raised RuntimeError: the file is gone"),
+        ("their_models:exits", "raised SystemExit: 0"),
+        ("their_models:", "name both sides of the colon"),
+        ("", "'' is no folder"),
         ("their_models:mute", "no inputs can be made for Plain: return (module, inputs)"),
         ("their_models:wrong_input", "Plain's forward pass raised RuntimeError: mat1 and mat2"),
         (".", "is no run folder: it holds no recipe.toml"),
@@ -199,7 +238,7 @@ def test_generate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert first.startswith("the stream")
     assert main(command) == 0
     assert capsys.readouterr().out == first
-    assert "--temperature must be at least 0" in fails(capsys, "generate", trained, "--temperature", "-1")
+    assert "--temperature is -1.0" in fails(capsys, "generate", trained, "--temperature", "-1")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +263,12 @@ def test_generate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["audit"], "Missing from residuum audit: TARGET"),
         (["audit", "x", "--format", "yaml"], "invalid choice 'yaml' for argument '--format'"),
         (["generate", "gone"], "gone is no folder"),
+        (["generate", "gone", "--temperature", "nan"], "--temperature is nan: give a finite number"),
+        (["generate", "gone", "--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+        (["generate", "gone", "--top-k", "0"], "--top-k is 0: give at least 1"),
+        (["train", ""], "the recipe's name is empty"),
+        (["train", "quick", "--run.device", "meta"], "run.device = 'meta' cannot be used"),
+        (["train", "quick", "--run.dir", "/dev/null/x"], "/dev/null"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -16,6 +16,9 @@ from residuum.model import ModelConfig, Transformer
         ({"dropout": 1.0}, ["model.dropout"]),
         ({"norm_eps": 0.0}, ["model.norm_eps"]),
         ({"init_std": float("nan")}, ["model.init_std"]),
+        ({"norm": "rms_norm"}, ["model.norm", "layernorm, rmsnorm"]),
+        ({"positions": "rope"}, ["model.positions", "rotary"]),
+        ({"d_model": 12.0}, ["model.d_model is 12.0", "int"]),
     ],
 )
 def test_impossible_shapes_name_the_field_and_the_mend(values: dict, names: list[str]) -> None:

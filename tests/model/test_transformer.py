@@ -108,10 +108,13 @@ def test_greedy_generation_takes_the_best_and_outlives_the_context(tiny: Transfo
     prompt = [3, 1, 4]
     written = list(generate(tiny, prompt, 30, temperature=0.0))
     assert len(written) == 30
-    text = list(prompt)
-    for token in written[:9]:  # until the context is full, plain argmax of the whole text
-        assert token == int(tiny(torch.tensor([text]))[0, -1].argmax())
-        text.append(token)
+    window = list(prompt)
+    for token in written:  # the argmax of the whole text; past 12 tokens, of its newer half and what follows
+        window = window[-6:] if len(window) > 12 else window
+        assert token == int(tiny(torch.tensor([window]))[0, -1].argmax())
+        window.append(token)
+    with pytest.raises(ValueError, match="at least one token"):
+        next(generate(tiny, [], 3))
 
 
 def test_sampling_follows_its_seed_and_top_k(tiny: Transformer) -> None:

@@ -40,8 +40,8 @@ def trained(seed: int = 0) -> tuple[Transformer, torch.optim.Optimizer]:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     model, optimizer = trained()
-    save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=2)
-    return save_checkpoint(tmp_path, 6, model, optimizer, {"metrics.jsonl": 40}, keep=2)
+    save_checkpoint(tmp_path, 3, model, optimizer, {}, {}, keep=2)
+    return save_checkpoint(tmp_path, 6, model, optimizer, {"metrics.jsonl": 40}, {"recipe.toml": "ab"}, keep=2)
 
 
 def test_weights_and_moments_come_back_bit_for_bit(saved: Path) -> None:
@@ -49,6 +49,7 @@ def test_weights_and_moments_come_back_bit_for_bit(saved: Path) -> None:
     other, other_optimizer = trained(seed=1)
     checkpoint = newest_checkpoint(saved.parent)
     assert (checkpoint.step, checkpoint.log_bytes) == (6, {"metrics.jsonl": 40})
+    assert checkpoint.made_from == {"recipe.toml": "ab"}
     load_weights(checkpoint, other)
     load_moments(checkpoint, other, other_optimizer)
     pairs = zip(model.parameters(), other.parameters(), strict=True)
@@ -108,7 +109,7 @@ def test_weights_of_another_shape_are_refused(saved: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer = trained()
     for step in (1, 2, 3, 10):
-        save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
+        save_checkpoint(tmp_path, step, model, optimizer, {}, {}, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000003", "step_00000010"]
 
 
@@ -129,5 +130,9 @@ def test_a_refused_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         write_whole(tmp_path / "kept", "new")
     with pytest.raises(InputError, match="make room"), whole_folder(tmp_path / "folder") as part:
         (part / "file").write_text("half")
+    with pytest.raises(InputError, match="is no regular file"):
+        write_whole(tmp_path, "over a folder")
+    with pytest.raises(InputError, match="cannot write"):
+        write_whole(tmp_path / "kept" / "below", "below a file")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept").read_text() == "old"

@@ -72,7 +72,7 @@ def test_the_standard_library_is_there_for_everyone() -> None:
         ({"source": "empty"}, "holds no text"),
         ({"source": "latin.txt"}, "is not UTF-8 text"),
         ({"source": "one.txt", "documents": "file"}, "give more text"),
-        ({"source": "one.txt", "max_bytes": 1}, "give more text"),
+        ({"source": "one.txt", "max_bytes": 1}, "data.max_bytes = 1 is less than any document has"),
     ],
 )
 def test_bad_sources(values: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_bad_sources(values: dict, message: str, tmp_path: Path, monkeypatch: py
     assert "\n" not in str(error.value)
 
 
-DOCUMENTS = ["def f(x):\n    return x\n", "naïve 𝕏 → ∞\n", "a" * 40]
+DOCUMENTS = ["<|separator|> is text", "def f(x):\n    return x\n", "naïve 𝕏 → ∞\n", "a" * 40]
 
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe"])

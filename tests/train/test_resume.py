@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,3 +159,80 @@ def test_changed_text_is_refused(recipe: Path, text_folder: Path, tmp_path: Path
     assert again.returncode == 2
     assert again.stderr.startswith("residuum: the text of data.source is not what")
     assert again.stderr.count("\n") == 1
+
+
+def test_a_changed_recipe_or_tokenizer_is_refused(unbroken: Path, recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(unbroken, path)
+    for name in ("recipe.toml", "tokenizer.json"):
+        before = (path / name).read_text()
+        (path / name).write_text(before.replace("n_heads = 3", "n_heads = 2") + " ")
+        again = run("train", "--resume", path)
+        assert again.returncode == 2
+        assert f"{path / name} is not the one that step_00000009 was trained with" in again.stderr
+        (path / name).write_text(before)
+    assert run("train", "--resume", path).returncode == 0
+
+
+def test_lost_logs_are_said_and_garbled_ones_refused(unbroken: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(unbroken, path)
+    (path / "metrics.jsonl").unlink()
+    again = run("train", "--resume", path)
+    assert again.returncode == 0
+    assert f"{path / 'metrics.jsonl'} has lost lines" in again.stdout
+    (path / "metrics.jsonl").write_bytes(b"\xff garbage }\n")
+    again = run("train", "--resume", path)
+    assert again.returncode == 2
+    assert (
+        again.stderr == f"residuum: {path / 'metrics.jsonl'} is damaged: delete it; the run goes on without its past\n"
+    )
+
+
+def test_a_run_is_repeated_from_its_own_recipe(unbroken: Path, tmp_path: Path) -> None:
+    assert run("train", unbroken / "recipe.toml", "--run.dir", tmp_path / "run").returncode == 0
+    assert outcome(tmp_path / "run")["model"] == outcome(unbroken)["model"]
+    assert (tmp_path / "run" / "recipe.toml").read_bytes() == (unbroken / "recipe.toml").read_bytes()
+
+
+def test_two_processes_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = subprocess.Popen(
+        command("train", recipe, "--run.dir", path, "--run.steps", "100000"), stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (path / "checkpoints" / "step_00000002").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        second = run("train", "--resume", path)
+        assert second.returncode == 2
+        assert second.stderr.startswith(f"residuum: {path} is being trained by another process")
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_divergence_stops_before_anything_unsound_is_saved(recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    done = run("train", recipe, "--run.dir", path, "--optim.lr", "1e38", "--optim.warmup", "0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("residuum: training diverged at step ")
+    assert "--optim.lr 1e+37" in done.stderr
+    assert not list((path / "checkpoints").glob("step_*"))
+    assert "NaN" not in (path / "metrics.jsonl").read_text()
+
+
+def test_interrupted_kindly(recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", recipe, "--run.dir", path, "--run.steps", "100000"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"stopped; residuum train --resume {path} goes on" in out
+    assert "Traceback" not in error

@@ -96,20 +96,20 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     if any(parameter.is_meta for parameter in model.parameters()):
         raise TraceError("parameters on the meta device have no values to measure: residuum.trace gives the structure")
     if any(parameter.is_inference() for parameter in model.parameters()):
-        raise TraceError(
-            "the model was built under torch.inference_mode and can have no gradient: build it outside"
-        )
+        raise TraceError("the model was built under torch.inference_mode and can have no gradient: build it outside")
     norms: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
     with untouched(model), torch.inference_mode(False), torch.enable_grad():
         leaves: list[Tensor] = []
         try:
             capture = Capture(model, watch=_rms_into(norms), edges=True)
-            output, inputs = _forward(model, capture, *_asking_for_gradient((args, kwargs), leaves))
+            inputs = _asking_for_gradient((args, kwargs), leaves)
+            output = run(model, capture, *inputs)
         except TraceError:  # some models do with their inputs what is not allowed where a gradient is asked of them
             norms, leaves = {}, []
             capture = Capture(model, watch=_rms_into(norms), edges=True)
-            output, inputs = _forward(model, capture, args, kwargs)
-        value, name = _loss_of(output, loss, capture.tables(inputs))
+            inputs = (args, kwargs)
+            output = run(model, capture, *inputs)
+        value, name = _loss_of(output, loss, capture.tables(tensors_in(inputs)))
         graph = graph_of(capture)
         shared = _shared(graph, capture.nodes)
         splits = {c: Split(c, c in shared) for c in (residual.connection for residual in graph.residuals)}
@@ -143,12 +143,6 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
         [name for name, size in sizes.items() if size is None or size == 0],
         [name for name, size in sizes.items() if size is not None and not math.isfinite(size)],
     )
-
-
-def _forward(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
-    with capture:
-        output = run(model, capture, args, kwargs)
-    return output, list(tensors_in((args, kwargs)))
 
 
 def _shared(graph: ResidualGraph, nodes: list[Node]) -> set[Connection]:

@@ -84,7 +84,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> ResidualGraph:
     """
     check_traceable(model)
     capture = Capture(model)
-    with untouched(model), torch.no_grad(), capture:
+    with untouched(model), torch.no_grad():
         run(model, capture, args, kwargs)
     return graph_of(capture)
 
@@ -102,13 +102,14 @@ def check_traceable(model: Any) -> None:
 
 
 def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
-    """The model's own output; what its forward pass raises comes back as one `TraceError`."""
+    """The model's own output, its run captured; what its forward pass raises comes back as one `TraceError`."""
     inputs = list(tensors_in((args, kwargs)))
     if any(value.numel() == 0 for value in inputs):
         raise TraceError("an input is empty: give at least one example")
     capture.feed(inputs)
     try:
-        return model(*args, **kwargs)
+        with capture:
+            return model(*args, **kwargs)
     except (Exception, SystemExit) as error:
         raise TraceError(f"{type(model).__name__}'s forward pass raised {type(error).__name__}: {error}") from error
 
