@@ -227,6 +227,7 @@ def test_interrupted_kindly(recipe: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("train", recipe, "--run.dir", path, "--run.steps", "100000"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() and time.monotonic() < deadline:

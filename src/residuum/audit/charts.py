@@ -100,7 +100,7 @@ def _write_share(rows: list[dict[str, Any]]) -> Any:
         .mark_bar(color=BRANCH)
         .encode(
             _depth(mark="bar"),
-            alt.Y("share:Q", title="write / (skip + write)", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            alt.Y("share:Q", title="write / (skip + write)", axis=alt.Axis(format="~%")),
             tooltip=["branch:N", "source:N", alt.Tooltip("share:Q", format=".1%")],
         )
         .properties(title=title)
