@@ -16,8 +16,9 @@ from residuum.train import Recipe, RunFolder, load_recipe, train
 
 USAGE = """Train a Transformer from a recipe: quick, gpt, names, or the path of a TOML file.
 
-residuum train RECIPE [--section.key VALUE ...]   every value of the recipe can be given on the command line
-residuum train --resume RUN                       go on with a run that was stopped, to the same weights bit for bit
+Every value of the recipe can be given on the command line.
+
+residuum train --resume RUN goes on with a run that was stopped, to the same weights bit for bit.
 """
 
 
