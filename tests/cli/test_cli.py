@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_audit_of_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "blocks.1.ff" in shown
     assert "pre.py:" in shown
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_audit_says_when_the_text_is_another(
+    text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, path = tmp_path / "text", tmp_path / "run"
+    shutil.copytree(text_folder, text)
+    assert main(["train", "quick", "--run.dir", str(path), "--data.source", str(text), *TINY]) == 0
+    (text / "new.txt").write_text("words that were not there\n")
+    capsys.readouterr()
+    assert main(["audit", str(path)]) == 0
+    assert "(not the run's own: data.source has changed since)" in " ".join(capsys.readouterr().out.split())
 
 
 MODELS = """

@@ -21,12 +21,15 @@ def audit_run(folder: RunFolder) -> Audit:
     """The newest checkpoint on windows spread over the held-out text, with the training loss but no dropout."""
     recipe = folder.recipe
     model = folder.model()
-    held_out = tokenize(folder.tokenizer, read_corpus(recipe.data).held_out)
+    corpus = read_corpus(recipe.data)
+    held_out = tokenize(folder.tokenizer, corpus.held_out)
     context = recipe.model.context
     x, y = windows(held_out, spread(held_out, context, recipe.optim.batch_size), context)
     measured = flow(model, x, loss=lambda scores: cross_entropy(scores.flatten(0, 1).float(), y.flatten()))
-    measured = replace(measured, loss_name="next-token cross-entropy on held-out text")
-    return judge(measured, folder.path.name)
+    name = "next-token cross-entropy on held-out text"
+    if corpus.fingerprint != folder.made_with().get("data_fingerprint"):
+        name += " (not the run's own: data.source has changed since)"
+    return judge(replace(measured, loss_name=name), folder.path.name)
 
 
 def write_report(folder: RunFolder, audit: Audit) -> None:

@@ -23,12 +23,14 @@ TOKENS, PIXELS = (2, 8), (2, 64, 64)
 def audit_target(target: str) -> Audit:
     """Audit what `target` names. Raises `InputError` if it names nothing that can be audited."""
     if ":" in target and not Path(target).exists():
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a project's own modules are found
+        here = str(Path.cwd())
+        sys.path.insert(0, here)  # as `python -m` does, so that a project's own modules are found
         try:
             model, args, kwargs = _build(target)
             return judge(flow(model, *args, **kwargs), target)
         finally:
-            sys.path.remove(str(Path.cwd()))
+            if here in sys.path:  # the target's own code may have changed it
+                sys.path.remove(here)
     if Path(target).exists():
         return audit_run(RunFolder.open(target))
     raise InputError(f"'{target}' is neither a run folder nor package.module:callable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from rich.console import Console
@@ -38,7 +37,6 @@ def main(args: list[str]) -> int:
         default = load_recipe("quick" if name is None else name)
         recipe = parse(Recipe, rest, f"train {name or 'RECIPE'}", default, USAGE)
         folder = RunFolder.create(Path(recipe.run.dir) if recipe.run.dir else _free_name(Path(name or "run").stem))
-        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=str(folder.path)))
     console = Console(soft_wrap=True)
     try:
         with watching(console) as progress:

@@ -1,9 +1,10 @@
 """What a gradient does at every residual connection: how much takes the identity path, how much the branch path.
 
 At `y = x + f(x)` the gradient `g = dL/dy` that arrives goes back to x twice, `dL/dx = g + Jᵀg`: unchanged along the
-skip, and through the branch's Jacobian J. Both parts are read off one ordinary backward pass. Autograd sends each
-contribution to x along an edge of its own and adds them up there; hooks on those edges see the parts before they are
-summed, so nothing is run twice and nothing is derived from a difference.
+skip, and through the branch's Jacobian J. Both parts are read off one ordinary backward pass: autograd sends each
+contribution to x along an edge of its own and adds them up there, and hooks on those edges see the parts before they
+are summed. Neither is derived from the other. Only a connection whose branch is also read from outside takes a second,
+local pass (`split.py`).
 """
 
 from __future__ import annotations
