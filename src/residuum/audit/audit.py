@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from residuum.audit.finding import SEVERITIES, Finding, Severity, Skip
+from residuum.audit.finding import SEVERITIES, Evidence, Finding, Severity, Skip
 from residuum.audit.rules import RULES
 from residuum.stream import Backward, Flow, Forward, Loss, Measured, ResidualGraph, flow
 
@@ -22,13 +22,18 @@ class Audit:
     """What was measured, what the rules found in it, and which of them could not run (code to reason)."""
 
     target: str
-    flow: Flow
+    seen: Evidence
     findings: list[Finding]
     skipped: dict[str, str]
 
     @property
     def graph(self) -> ResidualGraph:
-        return self.flow.graph
+        return self.seen.graph
+
+    @property
+    def flow(self) -> Flow:
+        """What was measured. Raises `Skip` if only the structure was looked at."""
+        return self.seen.flow
 
     @property
     def verdict(self) -> str:
@@ -84,20 +89,21 @@ def audit(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any)
     fixed random projection of the output is used, and named. The model is left as it was found. Raises `TraceError`
     where the model cannot be run.
     """
-    return judge(flow(model, *args, loss=loss, **kwargs), type(model).__name__)
+    measured = flow(model, *args, loss=loss, **kwargs)
+    return judge(Evidence(measured.graph, measured), type(model).__name__)
 
 
-def judge(measured: Flow, target: str) -> Audit:
+def judge(seen: Evidence, target: str) -> Audit:
     """Ask every rule."""
     findings: list[Finding] = []
     skipped = {}
     for rule in RULES:
         try:
-            findings += rule.check(measured)
+            findings += rule.check(seen)
         except Skip as reason:
             skipped[rule.code] = str(reason)
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
-    return Audit(target, measured, findings, skipped)
+    return Audit(target, seen, findings, skipped)
 
 
 def _as_dict(measured: Measured) -> dict[str, Any]:

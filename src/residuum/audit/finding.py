@@ -1,12 +1,13 @@
-"""What a rule says."""
+"""What a rule is given, and what it says."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
-from residuum.stream import Flow, Residual, Source
+from residuum.stream import Flow, Residual, ResidualGraph, Source
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
@@ -24,20 +25,47 @@ class Finding:
     source: Source | None = None
 
 
-class Rule(Protocol):
-    """A question asked of a measured model. `code` is RS1xx for structure, RS2xx for gradients, RS3xx for values."""
-
-    code: str
-    severity: Severity
-    title: str
-
-    def check(self, flow: Flow) -> Iterator[Finding]:
-        """Every finding. Raises `Skip` where the rule has nothing to go by."""
-        ...
-
-
 class Skip(Exception):
     """The rule could not run; the message says why."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a rule may look at: the graph, and what was measured on it unless only the structure was looked at."""
+
+    graph: ResidualGraph
+    measured: Flow | None = None
+
+    @property
+    def flow(self) -> Flow:
+        """Raises `Skip` if nothing was measured."""
+        if self.measured is None:
+            raise Skip("only the structure was looked at, no value and no gradient")
+        return self.measured
+
+
+class Rule(ABC):
+    """A question asked of a model.
+
+    `code` is RS1xx for structure, RS2xx for gradients, RS3xx for values. The docstring says what is measured and where
+    the threshold comes from, `mend` what to do; together they are the rule's page in the docs.
+    """
+
+    code: ClassVar[str]
+    severity: ClassVar[Severity]
+    title: ClassVar[str]
+    mend: ClassVar[str]
+
+    @abstractmethod
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        """Every finding. Raises `Skip` where the rule has nothing to go by."""
+
+    def finding(
+        self, message: str, residual: Residual | None = None, severity: Severity | None = None, mend: str = ""
+    ) -> Finding:
+        """A finding of this rule, perhaps at a connection; severity and mend are the rule's own unless given."""
+        where = (residual.module, residual.source) if residual else ("", None)
+        return Finding(self.code, severity or self.severity, message, mend or self.mend, *where)
 
 
 def place(residual: Residual) -> str:

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from residuum.audit.audit import Audit, judge
 from residuum.audit.charts import training_chart
+from residuum.audit.finding import Evidence
 from residuum.audit.html import render_page
 from residuum.files import write_whole
 from residuum.stream import flow
@@ -29,7 +30,7 @@ def audit_run(folder: RunFolder) -> Audit:
     name = "next-token cross-entropy on held-out text"
     if corpus.fingerprint != folder.made_with().get("data_fingerprint"):
         name += " (not the run's own: data.source has changed since)"
-    return judge(replace(measured, loss_name=name), folder.path.name)
+    return judge(Evidence(measured.graph, replace(measured, loss_name=name)), folder.path.name)
 
 
 def write_report(folder: RunFolder, audit: Audit) -> None:

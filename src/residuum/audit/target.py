@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from residuum.audit.audit import Audit, judge
+from residuum.audit.finding import Evidence
 from residuum.audit.run import audit_run
 from residuum.errors import InputError
 from residuum.stream import flow
@@ -27,7 +28,8 @@ def audit_target(target: str) -> Audit:
         sys.path.insert(0, here)  # as `python -m` does, so that a project's own modules are found
         try:
             model, args, kwargs = _build(target)
-            return judge(flow(model, *args, **kwargs), target)
+            measured = flow(model, *args, **kwargs)
+            return judge(Evidence(measured.graph, measured), target)
         finally:
             if here in sys.path:  # the target's own code may have changed it
                 sys.path.remove(here)

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from residuum.audit.finding import Finding, Severity, Skip, place
-from residuum.stream import Flow
+from residuum.audit.finding import Evidence, Finding, Rule, Skip, place
 
 
-class BlockedSkip:
+class BlockedSkip(Rule):
     """The skip was detached, or multiplied by zero: a gradient must pass the branch or die. Exact, so no threshold."""
 
     code = "RS103"
-    severity: Severity = "error"
+    severity = "error"
     title = "identity path carries no gradient"
+    mend = "add the skip itself, not a detached, frozen or zero-scaled copy of it"
 
-    def check(self, flow: Flow) -> Iterator[Finding]:
-        measured = [m for m in flow.all_measured if m.backward is not None]
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        measured = [m for m in seen.flow.all_measured if m.backward is not None]
         if not measured:
             raise Skip("no connection carries a gradient")
         for m in measured:
             if m.backward is not None and m.backward.arriving > 0 and m.backward.identity == 0:
-                yield Finding(
-                    self.code,
-                    self.severity,
-                    f"a gradient of norm {m.backward.arriving:.3g} arrives at {place(m.residual)}, none takes the skip",
-                    "add the skip itself, not a detached, frozen or zero-scaled copy of it",
-                    m.residual.module,
-                    m.residual.source,
-                )
+                arriving = f"a gradient of norm {m.backward.arriving:.3g} arrives at {place(m.residual)}"
+                yield self.finding(f"{arriving}, none takes the skip", m.residual)
 
 
 RULE = BlockedSkip()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from residuum.audit.finding import Finding, Severity, place
-from residuum.stream import Flow
+from residuum.audit.finding import Evidence, Finding, Rule, place
 
 
-class DeadBranch:
+class DeadBranch(Rule):
     """A write of less than 1/10,000 of skip and write together: below what float16 would even notice (2⁻¹¹ ≈ 1/2,000).
 
     Zero-initialised models start with branches that write exactly nothing, and scaled ones (LayerScale's 1e-6) with
@@ -16,29 +15,25 @@ class DeadBranch:
     """
 
     code = "RS301"
-    severity: Severity = "warning"
+    severity = "warning"
     title = "dead branch"
+    mend = "remove the branch, or look at what keeps its last matrix small (its scale, weight decay, gate)"
     least = 1e-4
 
-    def check(self, flow: Flow) -> Iterator[Finding]:
-        for m in flow.all_measured:
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        for m in seen.flow.all_measured:
             if m.forward.write_rms == 0:
-                yield Finding(
-                    self.code,
-                    "info",
+                yield self.finding(
                     f"{place(m.residual)} writes exactly nothing",
+                    m.residual,
+                    "info",
                     "nothing to mend at the start of a zero-initialised model; after training it is a dead branch",
-                    m.residual.module,
-                    m.residual.source,
                 )
             elif m.forward.write_share < self.least:
-                yield Finding(
-                    self.code,
-                    "info" if m.residual.kind == "scaled" else self.severity,
+                yield self.finding(
                     f"{place(m.residual)} writes {m.forward.write_share:.1e} of skip and write together",
-                    "remove the branch, or look at what keeps its last matrix small (its scale, weight decay, gate)",
-                    m.residual.module,
-                    m.residual.source,
+                    m.residual,
+                    "info" if m.residual.kind == "scaled" else None,
                 )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from residuum.audit.finding import Finding, Severity, place
+from residuum.audit.finding import Evidence, Finding, Rule, place
 from residuum.audit.rules._reach import reach
-from residuum.stream import Flow
 
 
-class ExplodingGradient:
+class ExplodingGradient(Rule):
     """More than a thousand times the gradient at the last connection arrives at the first.
 
     The bound mirrors RS201's and is far from what works: over 24 blocks at the start, 1.2 times the gradient arrives
@@ -17,21 +16,15 @@ class ExplodingGradient:
     """
 
     code = "RS202"
-    severity: Severity = "warning"
+    severity = "warning"
     title = "exploding gradient"
+    mend = "normalise before the branch (pre), or start the branches' last matrices smaller"
     most = 1e3
 
-    def check(self, flow: Flow) -> Iterator[Finding]:
-        for first, last, ratio in reach(flow):
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        for first, last, ratio in reach(seen.flow):
             if ratio > self.most:
-                yield Finding(
-                    self.code,
-                    self.severity,
-                    f"the gradient at {place(first)} is {ratio:.2g} times that at {place(last)}",
-                    "normalise before the branch (pre), or start the branches' last matrices smaller",
-                    first.module,
-                    first.source,
-                )
+                yield self.finding(f"the gradient at {place(first)} is {ratio:.2g} times that at {place(last)}", first)
 
 
 RULE = ExplodingGradient()

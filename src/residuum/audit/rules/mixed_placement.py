@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from residuum.audit.finding import Finding, Severity, place
-from residuum.stream import Flow
+from residuum.audit.finding import Evidence, Finding, Rule, place
 
 
-class MixedPlacement:
+class MixedPlacement(Rule):
     """One connection among many that is normalised differently is more often an oversight than a design.
 
     Fires where fewer than a quarter of a stream's connections differ from the rest: designs that mix on purpose
@@ -17,25 +16,19 @@ class MixedPlacement:
     """
 
     code = "RS102"
-    severity: Severity = "warning"
+    severity = "warning"
     title = "norm placed differently from the rest of the stream"
+    mend = "normalise it as the others are, if the difference is not meant"
 
-    def check(self, flow: Flow) -> Iterator[Finding]:
-        for stream in flow.graph.streams:
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        for stream in seen.graph.streams:
             common, count = Counter(r.placement for r in stream.residuals).most_common(1)[0]
             different = [r for r in stream.residuals if r.placement != common]
             if 4 * len(different) >= len(stream.residuals):
                 continue
             for residual in different:
-                yield Finding(
-                    self.code,
-                    self.severity,
-                    f"{place(residual)} is {residual.placement}, but {count} of the stream's {len(stream.residuals)} "
-                    f"connections are {common}",
-                    f"normalise it as the others are ({common}), if the difference is not meant",
-                    residual.module,
-                    residual.source,
-                )
+                rest = f"{count} of the stream's {len(stream.residuals)} connections are {common}"
+                yield self.finding(f"{place(residual)} is {residual.placement}, but {rest}", residual)
 
 
 RULE = MixedPlacement()

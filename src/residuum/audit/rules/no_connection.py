@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from residuum.audit.finding import Finding, Severity, Skip
-from residuum.stream import Flow
+from residuum.audit.finding import Evidence, Finding, Rule, Skip
 
 
-class NoConnection:
+class NoConnection(Rule):
     """Without an identity path every gradient passes every branch, and a deep stack does not train (He et al. 2015)."""
 
     code = "RS101"
-    severity: Severity = "error"
+    severity = "error"
     title = "no residual connection"
+    mend = "add the input of each sub-layer to its output: x + f(x)"
 
-    def check(self, flow: Flow) -> Iterator[Finding]:
-        if list(flow.graph.residuals):
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        if list(seen.graph.residuals):
             return
-        if flow.graph.hidden:
+        if seen.graph.hidden:
             raise Skip(
-                f"{flow.graph.hidden} tensors come from functions that cannot be seen into (compiled, vectorised)"
+                f"{seen.graph.hidden} tensors come from functions that cannot be seen into (compiled, vectorised)"
             )
-        yield Finding(
-            self.code,
-            self.severity,
-            f"no residual connection among {flow.graph.operations} operations",
-            "add the input of each sub-layer to its output: x + f(x)",
-        )
+        yield self.finding(f"no residual connection among {seen.graph.operations} operations")
 
 
 RULE = NoConnection()

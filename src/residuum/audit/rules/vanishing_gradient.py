@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from residuum.audit.finding import Finding, Severity, place
+from residuum.audit.finding import Evidence, Finding, Rule, place
 from residuum.audit.rules._reach import reach
-from residuum.stream import Flow
 
 
-class VanishingGradient:
+class VanishingGradient(Rule):
     """Less than a thousandth of the gradient at the last connection arrives at the first.
 
     The bound is far from what works and from what does not: over 24 blocks at the start, 1.2 times the gradient arrives
@@ -18,21 +17,15 @@ class VanishingGradient:
     """
 
     code = "RS201"
-    severity: Severity = "warning"
+    severity = "warning"
     title = "vanishing gradient"
+    mend = "normalise before the branch (pre), or scale the branches' last matrices down with depth"
     least = 1e-3
 
-    def check(self, flow: Flow) -> Iterator[Finding]:
-        for first, last, ratio in reach(flow):
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        for first, last, ratio in reach(seen.flow):
             if ratio < self.least:
-                yield Finding(
-                    self.code,
-                    self.severity,
-                    f"the gradient at {place(first)} is {ratio:.2g} of that at {place(last)}",
-                    "normalise before the branch (pre), or scale the branches' last matrices down with depth",
-                    first.module,
-                    first.source,
-                )
+                yield self.finding(f"the gradient at {place(first)} is {ratio:.2g} of that at {place(last)}", first)
 
 
 RULE = VanishingGradient()
