@@ -10,6 +10,7 @@ local pass (`split.py`).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from residuum.stream.capture import Capture, tensors_in
 from residuum.stream.errors import TraceError
-from residuum.stream.graph import Residual, ResidualGraph, branch_of, check_traceable, graph_of, readers_of, run
+from residuum.stream.graph import Residual, ResidualGraph, branch_of, graph_of, readers_of, run, unwrapped
 from residuum.stream.loss import default_loss
 from residuum.stream.node import Connection, Node
 from residuum.stream.split import Split, norm
@@ -93,7 +94,7 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     `loss` takes the model's output and returns a scalar; without it `default_loss` finds one. The model is left as it
     was found, `.grad` included. Raises `TraceError` if the model cannot run or its loss carries no gradient.
     """
-    check_traceable(model)
+    model = unwrapped(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise TraceError("parameters on the meta device have no values to measure: residuum.trace gives the structure")
     if any(parameter.is_inference() for parameter in model.parameters()):
@@ -113,7 +114,8 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
         value, name = _loss_of(output, loss, capture.tables(tensors_in(inputs)))
         graph = graph_of(capture)
         shared = _shared(graph, capture.nodes)
-        splits = {c: Split(c, c in shared) for c in (residual.connection for residual in graph.residuals)}
+        measurable = [r.connection for r in graph.residuals if not (r.connection in shared and _is_sharded(model))]
+        splits = {connection: Split(connection, connection in shared) for connection in measurable}
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         wanted = [*parameters.values(), *leaves]
         try:
@@ -134,7 +136,7 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     measured = []
     for stream in graph.streams:
         forwards = [Forward(*(float(n) for n in norms[residual.connection.sum])) for residual in stream.residuals]
-        backwards = [_backward(splits[residual.connection]) for residual in stream.residuals]
+        backwards = [_backward(splits.get(residual.connection)) for residual in stream.residuals]
         measured.append([Measured(*each) for each in zip(stream.residuals, forwards, backwards, strict=True)])
     return Flow(
         graph,
@@ -157,7 +159,15 @@ def _shared(graph: ResidualGraph, nodes: list[Node]) -> set[Connection]:
     return found
 
 
-def _backward(split: Split) -> Backward | None:
+def _is_sharded(model: nn.Module) -> bool:
+    """Parameters that are gathered for one pass and given back after it leave nothing for a local second one."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules())
+
+
+def _backward(split: Split | None) -> Backward | None:
+    if split is None:
+        return None
     parts = [split.norms.get(part) for part in ("arriving", "identity", "branch", "elsewhere")]
     return None if None in parts else Backward(*(float(part) for part in parts if part is not None))
 
