@@ -256,10 +256,68 @@ class FusedAddNorm(Stack):
         return self.out(y)
 
 
+class NormedSkip(Stack):
+    """The norm stands on the skip as well, as in a re-parametrised convolution's identity branch."""
+
+    final = False
+    expected = ("scaled", "none")
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        return self.norms[i](x) + self.mlps[i](x)
+
+
+class Lookalikes(Stack):
+    """A stack of three whose every layer holds sums that look like connections, and are none."""
+
+    expected = ("identity", "pre")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.ModuleList(nn.Linear(D, D) for _ in range(3)) for _ in range(3))
+        self.distance, self.places = nn.Embedding(9, 1), nn.Embedding(9, D)
+        self.values = nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        first = x = self.embed(x)
+        apart = self.distance((torch.arange(n)[:, None] - torch.arange(n)).abs())[..., 0]
+        apart = apart.expand(x.shape[0], n, n)  # added to the scores of every layer
+        places = self.places(torch.arange(n)).expand(x.shape)  # added to the input of every layer
+        value = self.values(self.last(first))  # added to the values of every layer
+        for i in range(3):
+            y = self.norms[i](x) + places
+            scores = self.q[i](y) @ self.k[i](y).mT
+            scores += apart
+            y = self.v[i](torch.softmax(scores, -1) @ (y + value))
+            y = 0.5 * y * (1 + torch.tanh(0.8 * (y + 0.045 * torch.pow(y, 3))))
+            x = x + self.mlps[i](y)
+        x = self.last(x)
+        x = (x[:, :1] + x[:, 1:]) / 2  # two parts of one value
+        return self.out(x + x.mean(1, keepdim=True))
+
+
+class PositionsEverywhere(Stack):
+    """The positions are added to the stream itself before every layer."""
+
+    expected = ("identity", "pre")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(9, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.place = self.places(torch.arange(x.shape[1])).expand(*x.shape[:2], D)
+        return super().forward(x)
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        x = x + self.place
+        return x + self.mlps[i](self.norms[i](x))
+
+
 ONE_STREAM = [
     AddCMul, AddMM, StackedSum, BuiltinSum, IndexAdd, Broadcast, OneVector, StochasticDepth, DroppedStream, HandLerp,
     GRUGate, FourierMixing, QuantisedBuffers, WeightNorm, Adapter, DoubledSkip, ParallelInTurn, ParallelTogether,
-    ParallelInPlace, FusedAddNorm,
+    ParallelInPlace, FusedAddNorm, NormedSkip, Lookalikes, PositionsEverywhere,
 ]  # fmt: skip
 
 
@@ -337,3 +395,17 @@ class Queries(nn.Module):
         q = self.queries.expand(x.shape[0], -1, -1)
         q = q + self.attention(q, x, x)[0]
         return self.out(q + self.mlp(q))
+
+
+class PooledSkip(nn.Module):
+    """The width is halved by pooling on the skip and by a stride in the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(4, D, 1)
+        self.conv = nn.Conv1d(D, D, 3, stride=2, padding=1)
+        self.out = nn.Conv1d(D, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.out(F.avg_pool1d(x, 2) + torch.tanh(self.conv(x)))

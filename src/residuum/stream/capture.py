@@ -268,6 +268,7 @@ class _Found:
         fork, beside = self.fork, self.fork.beside
         added = tuple(self.addends[i] for i in fork.writes_at)
         carries = (beside.carries if beside else (fork.skip,)) + tuple(each for each in added if carries_state(each))
+        fork.node.forks = True
         return Connection(
             node, fork.skip, fork.writes, fork.node, _calling_line(), carries, fork.projected, self._fused, beside
         )

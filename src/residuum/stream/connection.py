@@ -145,11 +145,44 @@ def _fork(skip: Node, write: Node) -> Node | None:
                     reached.add((parent, transformed))
                     heappush(pending, (parent, transformed))
         if (state, True) in reached:
-            return state
-        for parent in carried(state):
+            return state if _is_read(state, write, {node for node, _ in reached}) else None
+        if (state, False) in reached:  # two parts of one value, or a value and arithmetic on it
+            return None
+        normed = normalised_by(state)
+        for parent in carried(state) if normed is None else [normed]:
             if parent not in carriers:
                 heappush(carriers, parent)
     return None
+
+
+def _is_read(fork: Node, write: Node, branch: set[Node]) -> bool:
+    """Whether a branch reads the fork as its input, rather than adding it to something that came later.
+
+    What is added again and again (a position's bias to every layer's scores, or its embedding to every layer's input)
+    is behind all later values, and still no state.
+    """
+    if carries_state(write) and not (fork.forks or fork.connection is not None):
+        return False
+    value = {fork}
+    for node in sorted(branch, key=lambda each: each.index):
+        if value.isdisjoint(node.inputs):
+            continue
+        if node.op in ops.CARRY:
+            value.add(node)
+        elif node.op not in ops.ADD or node.connection is not None or len(node.activations) < 2:
+            return True
+        elif all(each in value or (each.index < fork.index and not _is_score(each)) for each in node.activations):
+            value.add(node)
+    return False
+
+
+def _is_score(node: Node) -> bool:
+    """A product of two activations, as attention's scores are, which positions are added to."""
+    while node.op in ops.CARRY or (node.op in ops.MULTIPLY and len(node.activations) == 1):
+        if not node.activations:
+            return False
+        node = node.activations[0]
+    return node.op in ops.MATMUL and len(node.activations) > 1
 
 
 def _joined(addends: list[Node], skip_at: int, writes_at: tuple[int, ...], fork: Node) -> Fork:
@@ -188,20 +221,24 @@ def _projected_fork(skip: Node, write: Node) -> Node | None:
     Such a skip passes one linear map, and perhaps a pooling; the write passes two maps or more with a non-linearity
     between them, which is what tells it from the two linear maps of a low-rank adapter beside its base layer.
     """
-    forks: set[Node] = set()
+    forks: dict[Node, int] = {}
     state: Node | None = skip
     maps = 0
-    while state is not None:
-        pools = state.op in ops.MIX
-        is_map = not pools and (state.transforms or mixes_streams(state))
-        if not (is_map or pools or ops.is_norm(state.op) or state.op in ops.CARRY or state.connection is not None):
+    pooled = False
+    while state is not None and state.connection is None:
+        mixes = mixes_streams(state)
+        if state.transforms or mixes:
+            maps += state.op not in ops.POOL
+            pooled = pooled or state.op in ops.POOL
+        elif state.op in ops.POOL:
+            pooled = True
+        elif not (_is_linear(state) and len(state.activations) == 1):
             break
-        maps += is_map
         if maps > 1:
             break
         state = state_of(state)
-        if state is not None and (maps or pools):
-            forks.add(state)
+        if state is not None and (maps or pooled) and not (mixes and state.shape != skip.shape):
+            forks[state] = 3 if maps else 1
     if not forks:
         return None
     oldest = min(fork.index for fork in forks)
@@ -210,9 +247,11 @@ def _projected_fork(skip: Node, write: Node) -> Node | None:
     reached = set()
     while pending:
         node, stage = heappop(pending)
-        if node in forks and stage == 3:
+        if node is skip:
+            return None
+        if stage >= forks.get(node, 4):
             return node
-        if node.index <= oldest or (node, stage) in reached:
+        if node.index <= oldest or (node, stage) in reached or node.connection is not None:
             continue
         reached.add((node, stage))
         if node.transforms:
@@ -231,6 +270,9 @@ def state_of(node: Node) -> Node | None:
 
 
 def _is_linear(node: Node) -> bool:
+    """Linear in its activation, or a norm, which does not count as a non-linearity here."""
+    if node.op in ops.MULTIPLY and len(node.activations) == 1:
+        return True
     return node.op in ops.CARRY or node.op in ops.ADD or normalised_by(node) is not None
 
 

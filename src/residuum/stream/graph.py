@@ -249,7 +249,8 @@ def _kind(connection: Connection) -> str:
         return "dropout"
     if connection.sum.op in ops.LERP:
         return "gated" if len(connection.sum.activations) > 2 else "scaled"
-    products = [node for node in skip if node.op in ops.MULTIPLY]
+    normed = any(normalised_by(node) is not None for node in skip)
+    products = [] if normed else [node for node in skip if node.op in ops.MULTIPLY]
     for write in connection.writes:
         steps = _steps(write)
         # Stochastic depth divides what it keeps by the chance of keeping it: that is no scale of the connection's own.
@@ -258,7 +259,7 @@ def _kind(connection: Connection) -> str:
         products += [node for node in scales if not dropped or _learned(node)]
     if any(len(node.activations) > 1 for node in products):
         return "gated"
-    return "scaled" if products else "identity"
+    return "scaled" if products or normed else "identity"
 
 
 def _is_dropout(node: Node) -> bool:
@@ -325,8 +326,8 @@ def _previous(node: Node) -> tuple[Connection | None, bool]:
         operands = carried(node)
         if value is not None:
             pending.append((value, True))
-        elif operands:
-            pending += [(operand, normed) for operand in reversed(operands)]
+        elif operands or node.op in ops.SUM:  # what is added to a state on its way (positions, say) does not end it
+            pending += [(operand, normed) for operand in reversed(operands or node.activations)]
         elif len(node.activations) == 1 and node.activations[0].shape == node.shape and not node.transforms:
             pending.append((node.activations[0], normed))
     return None, False

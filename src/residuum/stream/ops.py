@@ -87,14 +87,18 @@ MATMUL = frozenset(
 # Products by which parallel streams are mixed.
 MIX_STREAMS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "einsum", "tensordot"})
 
-# Mixing of entries that needs no weight: pooling and Fourier transforms.
-MIX = frozenset(
-    {
-        *(f"{kind}_pool{n}d" for kind in ("avg", "max", "lp", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
-        *(f"fft_{name}" for name in ("fft", "fft2", "fftn", "ifft", "ifft2", "ifftn", "rfft", "rfft2", "rfftn")),
-        *(f"fft_{name}" for name in ("irfft", "irfft2", "irfftn", "hfft", "ihfft")),
-    }
+_POOLING = frozenset(
+    f"{kind}_pool{n}d" for kind in ("avg", "max", "lp", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)
 )
+_FOURIER = frozenset(
+    f"fft_{kind}{n}" for kind in ("fft", "ifft", "rfft", "irfft") for n in ("", "2", "n")
+) | {"fft_hfft", "fft_ihfft"}  # fmt: skip
+
+# Mixing of entries that needs no weight.
+MIX = _POOLING | _FOURIER
+
+# Several entries become one: a module's pooling, or one written out by hand.
+POOL = _POOLING | {"max", "amax", "mean"}
 
 # Functions onto the interval from 0 to 1: what gates are made with.
 GATE = frozenset({"sigmoid", "sigmoid_", "hardsigmoid", "softmax"})
