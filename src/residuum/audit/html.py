@@ -55,7 +55,9 @@ def render_page(
         sections=sections,
         specs={f"chart-{i}": chart["spec"] for i, chart in enumerate(charts)},
         numbered={id(chart): f"chart-{i}" for i, chart in enumerate(charts)},
-        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+        if charts
+        else "",
         colours={"identity": IDENTITY, "branch": BRANCH, "state": STATE, "finding": FINDING},
         version=version("residuum"),
         id=id,

@@ -99,7 +99,7 @@ def _placements(audit: Audit) -> Iterator[str]:
 def _reach(audit: Audit) -> Iterator[str]:
     flow = audit.seen.measured
     if flow is None:
-        yield f"Not known, {STRUCTURE_ONLY}."
+        yield "Not known: nothing was run on real values."
         return
     if not flow.without_gradient:
         yield "Yes, every parameter that asks for one."
@@ -145,7 +145,7 @@ def _some(names: list[str]) -> str:
 def _bounds(audit: Audit) -> Iterator[str]:
     flow = audit.seen.measured
     if flow is None:
-        yield f"Not known, {STRUCTURE_ONLY}."
+        yield "Not known: nothing was run on real values."
         return
     wrong = list(_not_finite(flow))
     yield (

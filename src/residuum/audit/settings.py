@@ -41,9 +41,10 @@ def find_settings(target: str = "") -> Settings:
     if file is None:
         return Settings()
     try:
-        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
+    tool = _table(content.get("tool", {}), "tool", file)
     table = _table(tool.get("residuum", {}), "tool.residuum", file)
     targets = _table(table.pop("target", {}), "tool.residuum.target", file)
     _check(table, "tool.residuum", file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,8 +13,9 @@ from residuum.audit.audit import STRUCTURE_ONLY, Audit
 from residuum.audit.paths import shorten
 from residuum.audit.rows import Row, fold, index_of, name_of, span
 
-# Below this many columns what the page and the JSON say of each connection is cut to what the terminal can show.
-NARROW = 76
+# The name of a branch may be broken over several lines, but none shorter than this: where that leaves too little room,
+# what the page and the JSON say of each connection is cut to what the terminal can show.
+LEAST_NAME = 16
 
 STYLE = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
@@ -35,7 +37,10 @@ def print_audit(audit: Audit, console: Console) -> None:
     for stream, rows in audit.streams:
         norm = f", final norm {stream.final_norm}" if stream.final_norm else ""
         console.print(Text("\nstream from ") + Text(stream.origin or "the input", "bold") + Text(norm))
-        console.print(_table(fold(rows), measured is not None, narrow=console.width < NARROW))
+        groups = fold(rows)
+        full = _table(groups, measured is not None, narrow=False)
+        fits = _least_width(full) <= console.width
+        console.print(full if fits else _table(groups, measured is not None, narrow=True))
     files = sorted({shorten(r.source.file) for r in audit.graph.residuals})
     if files:
         console.print(Text("\nsource: " + ", ".join(files), "dim"))
@@ -59,6 +64,13 @@ def _table(groups: list[list[Row]], measured: bool, narrow: bool) -> Table:
         said = [index_of(group), name, f"{Path(r.source.file).name}:{r.source.line}", r.kind, r.placement]
         table.add_row(*said[: len(words)], *(_figures(group, narrow) if measured else []))
     return table
+
+
+def _least_width(table: Table) -> int:
+    widths = [
+        max(cell_len(line) for cell in column.cells for line in str(cell).split("\n")) for column in table.columns
+    ]
+    return sum(widths) - widths[1] + min(widths[1], LEAST_NAME) + len(widths) - 1
 
 
 def _figures(group: list[Row], narrow: bool) -> list[str]:

@@ -1,0 +1,88 @@
+"""Audits to report on: healthy, faulty, structure alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import residuum
+from residuum.audit import Audit, judge
+from residuum.audit.finding import Evidence
+
+D = 6
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(D), nn.Linear(D, D)
+        self.norm2, self.mlp = nn.LayerNorm(D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm(x)).tanh()
+        return x + self.mlp(self.norm2(x)).tanh()
+
+
+class Deep(nn.Module):
+    def __init__(self, blocks: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(D, D)
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
+        self.final = nn.LayerNorm(D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.final(x)
+
+
+class Detached(Block):
+    """An error with a place: the skip carries no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach() + self.attn(self.norm(x)).tanh()
+        return x + self.mlp(self.norm2(x)).tanh()
+
+
+def faulty(blocks: int = 3) -> Deep:
+    """RS103 at the middle block, and RS203 for two parameters that nothing reads."""
+    model = Deep(blocks)
+    model.blocks[blocks // 2] = Detached()
+    model.unused = nn.Linear(D, D)
+    return model
+
+
+def audit_of(model: nn.Module) -> Audit:
+    return residuum.audit(model, torch.randn(2, 3, D), loss=lambda y: y.square().sum())
+
+
+def structure_of(model: nn.Module, **kwargs) -> Audit:
+    graph = residuum.trace(model.to("meta"), torch.empty(2, 3, D, device="meta"))
+    return judge(Evidence(graph), "a config", **kwargs)
+
+
+@pytest.fixture
+def healthy() -> Audit:
+    return audit_of(Deep())
+
+
+@pytest.fixture
+def faults() -> Audit:
+    return audit_of(faulty())
+
+
+@pytest.fixture
+def structure() -> Audit:
+    return structure_of(Deep(), notes=["inputs were made: tokens | 2 × 3"])
+
+
+@pytest.fixture
+def deep() -> Audit:
+    return audit_of(Deep(100))
+
+
+@pytest.fixture
+def deep_structure() -> Audit:
+    return structure_of(Deep(500))
