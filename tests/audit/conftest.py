@@ -55,6 +55,7 @@ def faulty(blocks: int = 3) -> Deep:
 
 
 def audit_of(model: nn.Module) -> Audit:
+    torch.manual_seed(0)
     return residuum.audit(model, torch.randn(2, 3, D), loss=lambda y: y.square().sum())
 
 
@@ -63,26 +64,26 @@ def structure_of(model: nn.Module, **kwargs) -> Audit:
     return judge(Evidence(graph), "a config", **kwargs)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def healthy() -> Audit:
     return audit_of(Deep())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def faults() -> Audit:
     return audit_of(faulty())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def structure() -> Audit:
     return structure_of(Deep(), notes=["inputs were made: tokens | 2 × 3"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def deep() -> Audit:
     return audit_of(Deep(100))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def deep_structure() -> Audit:
     return structure_of(Deep(500))

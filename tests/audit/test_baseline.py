@@ -69,6 +69,7 @@ def test_a_second_one_of_the_same_fingerprint_is_new(faults: Audit, tmp_path: Pa
     ("content", "message"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", "is no baseline of schema residuum.baseline/1"),
         ('{"schema": "residuum.baseline/2", "findings": []}', "is no baseline of schema residuum.baseline/1"),
         ('{"schema": "residuum.audit/1"}', "is no baseline"),

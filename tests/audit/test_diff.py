@@ -106,6 +106,15 @@ def test_figures_that_moved(content: dict, tmp_path: Path) -> None:
     assert diff.headline == "4 figures moved by more than 2×"
 
 
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), None])
+def test_what_is_no_finite_number_is_none_everywhere(figure: float | None, content: dict, tmp_path: Path) -> None:
+    other = copy.deepcopy(content)
+    residuals(other)[0]["forward"]["state_rms"] = figure  # Python's own JSON would write and read NaN
+    (moved,) = json.loads(diff_of(tmp_path, content, other).to_json())["moved"]
+    assert (moved["what"], moved["after"]) == ("forward state rms", None)
+    assert diff_of(tmp_path, other, other).moved == []
+
+
 def test_without_figures_there_are_none_to_compare(structure: Audit, content: dict, tmp_path: Path) -> None:
     diff = diff_of(tmp_path, content, structure.to_dict())
     assert diff.moved is None
@@ -132,6 +141,11 @@ def test_reports_say_it_all(healthy: Audit, faults: Audit, tmp_path: Path) -> No
         ("{", "is no JSON: residuum audit TARGET --format json --out"),
         ("\udcff", "is no JSON"),
         ("[1]", "is no audit"),
+        ("[" * 100_000, "is no JSON"),
+        (
+            f'{{"schema": "residuum.audit/1", "streams": [], "findings": [], "loss": {{"value": 1{"0" * 400}}}}}',
+            "is a damaged",
+        ),
         ("{}", "is no audit"),
         ('{"schema": "residuum.baseline/1"}', "is no audit"),
         ('{"schema": "residuum.audit/x"}', "is no audit"),

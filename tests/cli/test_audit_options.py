@@ -76,7 +76,9 @@ def test_select_and_ignore(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_baseline_from_its_making_to_a_new_fault(capsys: pytest.CaptureFixture[str], project: Path) -> None:
     assert audit("faulty", "--write-baseline", "known.json") == 0
-    assert "1 known finding of the baseline: RS103" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "1 known finding of the baseline: RS103" in shown.out
+    assert shown.err == "baseline: known.json\n"
     assert audit("faulty", "--baseline", "known.json", "--format", "json") == 0
     content = json.loads(capsys.readouterr().out)
     assert (content["verdict"], content["findings"], content["known"][0]["code"]) == ("healthy", [], "RS103")
@@ -138,7 +140,7 @@ def test_two_audits_compared(capsys: pytest.CaptureFixture[str], project: Path) 
         (["--diff", "gone.json", "broken.json"], "cannot read gone.json: No such file or directory"),
         (["--diff", "folder", "broken.json"], "cannot read folder: Is a directory"),
         (["--diff", "broken.json", "broken.json"], "broken.json is no JSON"),
-        (["--diff", "broken.json"], "--diff"),
+        (["--diff", "broken.json"], "--diff takes two files, A and B"),
         (["T", "--diff", "a", "b"], "--diff compares two audits as they are"),
         (["--diff", "a", "b", "--select", "RS1"], "--diff compares two audits as they are"),
         (["--diff", "a", "b", "--format", "sarif"], "--diff cannot be written as sarif: choose terminal, md or json"),

@@ -41,10 +41,14 @@ def fingerprint(finding: Finding) -> Fingerprint:
     return Fingerprint(finding.code, finding.module, *where)
 
 
+def listed(audit: Audit) -> Counter[Fingerprint]:
+    """Every finding of the audit, known or new."""
+    return Counter(fingerprint(finding) for finding in (*audit.findings, *(audit.known or ())))
+
+
 def to_baseline(audit: Audit) -> str:
     """Every finding of the audit, known or new, as a file to keep beside the code."""
-    counts = Counter(fingerprint(f) for f in (*audit.findings, *(audit.known or ())))
-    known = [{**each._asdict(), "count": count} for each, count in sorted(counts.items())]
+    known = [{**each._asdict(), "count": count} for each, count in sorted(listed(audit).items())]
     return json.dumps({"schema": SCHEMA, "findings": known}, indent=2) + "\n"
 
 
@@ -56,7 +60,7 @@ def read_baseline(path: Path) -> Counter[Fingerprint]:
         raise InputError(
             f"cannot read the baseline {path}: {error.strerror}: --write-baseline {path} makes one"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is no JSON: --write-baseline makes a baseline") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
@@ -65,7 +69,7 @@ def read_baseline(path: Path) -> Counter[Fingerprint]:
         known: Counter[Fingerprint] = Counter()
         for each in content["findings"]:
             known[Fingerprint(*(each[name] for name in Fingerprint._fields))] += int(each["count"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{path} is a damaged baseline: --write-baseline {path} makes it anew") from None
     return known
 

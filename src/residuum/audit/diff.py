@@ -7,6 +7,7 @@ function: a line moves with every edit above it, and folders differ between mach
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -60,7 +61,6 @@ class Recorded:
     """An audit as its file has it: connections by name and occurrence, findings whether known or new."""
 
     name: str
-    target: str
     connections: dict[tuple[str, int], Connection]
     findings: list[Found]
     loss: float | None
@@ -154,7 +154,7 @@ def read_audit(path: Path) -> Recorded:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is no JSON: residuum audit TARGET --format json --out {path} writes one") from None
     name, _, number = str(content.get("schema") if isinstance(content, dict) else "").partition("/")
     if name != SCHEMA.partition("/")[0] or not number.isdecimal():
@@ -163,7 +163,7 @@ def read_audit(path: Path) -> Recorded:
         raise InputError(f"{path} is of schema {name}/{number}, this residuum reads {SCHEMA}: update residuum")
     try:
         return _recorded(path, content)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(f"{path} is a damaged audit: write it again with --format json") from None
 
 
@@ -232,13 +232,12 @@ def _recorded(path: Path, content: dict[str, Any]) -> Recorded:
     if any(finding.severity not in SEVERITIES for finding in findings):
         raise ValueError
     loss = content["loss"]
-    return Recorded(
-        str(path), str(content["target"]), connections, findings, _number(loss and loss["value"]), loss is not None
-    )
+    return Recorded(str(path), connections, findings, _number(loss and loss["value"]), loss is not None)
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    number = None if value is None else float(value)
+    return number if number is None or math.isfinite(number) else None
 
 
 def _source(source: dict[str, Any] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,14 @@ def render_page(
         sections=sections,
         specs={f"chart-{i}": chart["spec"] for i, chart in enumerate(charts)},
         numbered={id(chart): f"chart-{i}" for i, chart in enumerate(charts)},
-        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
-        if charts
-        else "",
+        vega=_vega() if charts else "",
         colours={"identity": IDENTITY, "branch": BRANCH, "state": STATE, "finding": FINDING},
         version=version("residuum"),
         id=id,
     )
+
+
+@cache
+def _vega() -> str:
+    """The program that draws the charts; making it takes seconds."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

@@ -25,7 +25,9 @@ def print_audit(audit: Audit, console: Console) -> None:
     rules = f", {audit.could_not_run}" if audit.skipped else ""
     console.print(Text(f"{audit.target}: ") + Text(audit.verdict, "bold") + Text(f"{rules}, {audit.size}"))
     measured = audit.seen.measured
-    console.print(Text(f"loss: {measured.loss_name}, {measured.loss:.4g}\n" if measured else f"{STRUCTURE_ONLY}\n"))
+    console.print(Text(f"loss: {measured.loss_name}, {measured.loss:.4g}" if measured else STRUCTURE_ONLY))
+    if audit.findings or audit.remarks:
+        console.print()
     for finding in audit.findings:
         where = f"{shorten(finding.source.file)}:{finding.source.line}: " if finding.source else ""
         console.print(

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from residuum.audit.audit import Audit
-from residuum.audit.baseline import read_baseline, to_baseline, without_known
+from residuum.audit.baseline import listed, read_baseline, to_baseline, without_known
 from residuum.audit.diff import Diff, compare, print_diff, read_audit
 from residuum.audit.selection import chosen_rules
 from residuum.audit.settings import FailOn, find_settings
@@ -33,7 +33,7 @@ class Options:
 
     target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")] = None
     """A run folder, or package.module:callable that returns a model or (model, inputs)."""
-    diff: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="A B")] = None
+    diff: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="A B")] = ()
     """Instead of a TARGET: compare two audits that --format json wrote."""
     format: Literal["terminal", "md", "html", "json", "sarif"] = "terminal"
     """How the audit is written."""
@@ -57,7 +57,7 @@ def main(args: list[str]) -> int:
     if options.format == "terminal" and options.out:
         raise InputError("--out goes with --format md, html, json or sarif")
     if options.diff:
-        return _compare(options, *options.diff)
+        return _compare(options)
     if options.target is None:
         raise InputError("audit what? residuum audit TARGET, or --diff A B to compare two audits")
     settings = find_settings(options.target)
@@ -70,7 +70,8 @@ def main(args: list[str]) -> int:
         audit = audit_target(options.target, select, ignore)
     if options.write_baseline:
         write_whole(options.write_baseline, to_baseline(audit))
-        known = read_baseline(options.write_baseline)
+        print(f"baseline: {options.write_baseline}", file=sys.stderr)
+        known = listed(audit)
     if known is not None:
         audit = without_known(audit, known)
     written: dict[str, Callable[[Audit], str]] = {
@@ -87,14 +88,16 @@ def main(args: list[str]) -> int:
     return 1 if fail_on != "never" and audit.at_least(fail_on) else 0
 
 
-def _compare(options: Options, a: Path, b: Path) -> int:
+def _compare(options: Options) -> int:
+    if len(options.diff) != 2:
+        raise InputError("--diff takes two files, A and B, that --format json wrote")
     given = (options.target, options.select, options.ignore, options.baseline, options.write_baseline)
     if any(value is not None for value in given):
         raise InputError("--diff compares two audits as they are: it takes --format, --out and --fail-on alone")
     written: dict[str, Callable[[Diff], str]] = {"md": Diff.to_markdown, "json": Diff.to_json}
     if options.format not in ("terminal", *written):
         raise InputError(f"--diff cannot be written as {options.format}: choose terminal, md or json")
-    diff = compare(read_audit(a), read_audit(b))
+    diff = compare(*map(read_audit, options.diff))
     if options.format == "terminal":
         print_diff(diff, Console())
     else:
