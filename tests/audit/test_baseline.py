@@ -22,6 +22,7 @@ def test_what_is_listed_is_known(faults: Audit, tmp_path: Path) -> None:
     audit = without_known(faults, baseline)
     assert (audit.findings, audit.known, audit.verdict) == ([], faults.findings, "healthy")
     assert audit.at_least("info") == []
+    assert audit.headline == "Healthy: no rule found anything new to mend"
     (remark,) = [r for r in audit.remarks if "baseline" in r]
     assert remark.startswith(f"{len(faults.findings)} known findings of the baseline: RS103")
     assert [f["code"] for f in audit.to_dict()["known"]] == [f.code for f in faults.findings]

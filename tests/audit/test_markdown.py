@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import residuum
 from residuum.audit import Audit, Finding
-from residuum.audit.markdown import code, text
-from residuum.stream import Source
+from residuum.audit.markdown import _blocks, code, table, text
+from residuum.audit.rows import Row
+from residuum.stream import Residual, Source
 
 QUESTIONS = [
     "Are there residual connections?",
@@ -106,6 +107,27 @@ def test_parameters_without_gradient_are_told_by_block() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("modules", "blocks"),
+    [
+        ([f"h.{i}" for i in range(3) for _ in "ab"], ["h.0", "h.1", "h.2"]),
+        (
+            [f"encoder.block.{i}.layer.{j}" for i in range(3) for j in range(2)],
+            [f"encoder.block.{i}" for i in range(3)],
+        ),
+        (["stages.0.blocks.0"] * 2 + ["stages.1.blocks.0"] * 2, ["stages.0.blocks.0", "stages.1.blocks.0"]),
+        (["1", "2", "3"], ["1", "2", "3"]),
+        (["1.0", "1.1", "1.2"], ["1.0", "1.1", "1.2"]),
+        (["shared.layer"] * 4, ["shared.layer"]),
+        ([""], [""]),
+    ],
+)
+def test_blocks_are_what_repeats(modules: list[str], blocks: list[str]) -> None:
+    source = Source("model.py", 1, "f")
+    rows = [Row(Residual(i, m, m, source, "identity", "pre", (2,), None)) for i, m in enumerate(modules)]
+    assert _blocks(rows) == blocks
+
+
 def test_what_is_not_finite_is_named() -> None:
     class Breaks(nn.Module):
         def __init__(self) -> None:
@@ -149,8 +171,8 @@ def test_a_deep_stack_stays_short(deep: Audit) -> None:
 def test_names_cannot_be_mistaken_for_markup(name: str, healthy: Audit) -> None:
     flat = " ".join(name.split())
     for said in (code, text):
-        (row,) = tables(f"| a | b |\n| --- | --- |\n| {said(name)} | x |\n")[0][1:]
-        assert row == [flat, "x"]
+        (cells,) = tables("\n".join(table(["a", "b"], [[said(name), "x"]])))
+        assert cells == [["a", "b"], [flat, "x"]]
     finding = Finding("RS301", "warning", name, name, name, Source(f"/elsewhere/{name}", 3, "f"))
     audit = replace(healthy, target=name, findings=[finding], notes=[name])
     page = audit.to_markdown()

@@ -67,7 +67,10 @@ class Audit:
     def headline(self) -> str:
         """The verdict as a sentence without its full stop."""
         if self.verdict == "healthy":
-            return "Healthy: no rule found anything to mend" + (f", but {self.could_not_run}" if self.skipped else "")
+            anything = "anything new" if self.known else "anything"
+            return f"Healthy: no rule found {anything} to mend" + (
+                f", but {self.could_not_run}" if self.skipped else ""
+            )
         return f"{counted(len(self.at_least('warning')), 'finding')} to look at"
 
     @property

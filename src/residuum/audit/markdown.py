@@ -42,8 +42,8 @@ def text(words: str) -> str:
 
 
 def code(words: str) -> str:
-    """A code span, whose fence is longer than any inside; a pipe is escaped for it would end a table's cell."""
-    words = " ".join(words.split()).replace("|", "\\|") or "the model"
+    """A code span, whose fence is longer than any inside."""
+    words = " ".join(words.split()) or "the model"
     fence = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))
     pad = " " if "`" in words else ""
     return f"{fence}{pad}{words}{pad}{fence}"
@@ -55,8 +55,9 @@ def place(source: Source) -> str:
 
 
 def table(titles: list[str], rows: list[list[str]]) -> list[str]:
-    """Cells are Markdown already."""
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
+    """Cells are Markdown already, but for pipes: one would end a cell even in a code span."""
+    safe = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *safe)]
 
 
 def _connections(audit: Audit) -> Iterator[str]:
@@ -117,19 +118,32 @@ def _reach(audit: Audit) -> Iterator[str]:
 
 
 def _first_middle_last(rows: list[Row]) -> list[tuple[str, str]]:
-    blocks = list(dict.fromkeys(_block(row) for row in rows))
-    picked = {0: "first", len(blocks) // 2: "middle", len(blocks) - 1: "last"} if len(blocks) > 2 else {}
-    return [(which, blocks[i]) for i, which in (picked or dict(enumerate(("first", "last")[: len(blocks)]))).items()]
+    blocks = _blocks(rows)
+    if len(blocks) < 3:
+        return list(zip(("first", "last"), blocks, strict=False))
+    return [("first", blocks[0]), ("middle", blocks[len(blocks) // 2]), ("last", blocks[-1])]
 
 
-def _block(row: Row) -> str:
-    """The repeated module that a connection belongs to: its path up to the last number in it, or all of it."""
+def _blocks(rows: list[Row]) -> list[str]:
+    """The repeated modules that the connections belong to, in order.
+
+    Each is a path that ends in a number: the longest that holds two connections, as a block of attention and
+    feed-forward does though each of them may be numbered again; or the longest of all, where blocks hold one each.
+    """
+    paths = [_numbered(row) for row in rows]
+    held = Counter(path for each in paths for path in each)
+    pairs = {next((path for path in each if held[path] > 1), each[0]): None for each in paths}
+    return list(pairs) if len(pairs) > 1 else list(dict.fromkeys(each[0] for each in paths))
+
+
+def _numbered(row: Row) -> list[str]:
+    """The parts of the connection's path that end in a number, longest first; without any, its whole path."""
     for path in (row.residual.module, row.residual.branch):
         parts = path.split(".")
-        numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-        if numbers:
-            return ".".join(parts[: numbers[-1] + 1])
-    return row.residual.module or row.residual.branch
+        found = [".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()]
+        if found:
+            return found[::-1]
+    return [row.residual.module or row.residual.branch]
 
 
 def _share_of(block: str, parameters: list[str]) -> str:

@@ -33,7 +33,7 @@ class Options:
 
     target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")] = None
     """A run folder, or package.module:callable that returns a model or (model, inputs)."""
-    diff: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="A B")] = ()
+    diff: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="A B", help_behavior_hint="")] = ()
     """Instead of a TARGET: compare two audits that --format json wrote."""
     format: Literal["terminal", "md", "html", "json", "sarif"] = "terminal"
     """How the audit is written."""
