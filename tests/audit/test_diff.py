@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import residuum
 from residuum.audit import Audit
-from residuum.audit.diff import Diff, compare, read_audit
+from residuum.audit.diff import Diff, compare
+from residuum.audit.recorded import read_audit
 from residuum.errors import InputError
 
 
@@ -52,7 +53,7 @@ def test_structure_that_changed(content: dict, tmp_path: Path) -> None:
         ("blocks.2.mlp", "source", "conftest.py, Block.forward", "conftest.py, Other.forward"),
     ]
     assert diff_of(tmp_path, other, content).added == ["blocks.0.mlp"]
-    assert diff.headline == "1 connection removed, 3 properties changed"
+    assert diff.headline == "1 connection removed, 3 details changed"
 
 
 def test_a_layer_that_runs_twice_is_two_connections(tmp_path: Path) -> None:

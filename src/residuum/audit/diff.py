@@ -7,64 +7,21 @@ function: a line moves with every edit above it, and folders differ between mach
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from residuum.audit.audit import SCHEMA, counted
+from residuum.audit.audit import counted
 from residuum.audit.finding import SEVERITIES, Severity
 from residuum.audit.markdown import code, table, text
-from residuum.errors import InputError
+from residuum.audit.recorded import Found, Recorded
 
 DIFF_SCHEMA = "residuum.diff/1"
 # A figure has moved if it is more than this many times what it was, or less than that part of it.
 FACTOR = 2.0
-FIGURES = (
-    ("forward", "state_rms"),
-    ("forward", "write_rms"),
-    ("backward", "arriving"),
-    ("backward", "identity"),
-    ("backward", "branch"),
-)
-
-
-@dataclass(frozen=True)
-class Connection:
-    """What a comparison looks at of one connection. A figure is None where it was not measured or is not finite."""
-
-    name: str
-    kind: str
-    placement: str
-    source: str
-    figures: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A finding as the file has it."""
-
-    severity: Severity
-    code: str
-    module: str
-    source: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """An audit as its file has it: connections by name and occurrence, findings whether known or new."""
-
-    name: str
-    connections: dict[tuple[str, int], Connection]
-    findings: list[Found]
-    loss: float | None
-    measured: bool
 
 
 @dataclass(frozen=True)
@@ -104,12 +61,12 @@ class Diff:
                 (self.gone, "finding", "gone"),
                 (self.added, "connection", "added"),
                 (self.removed, "connection", "removed"),
-                (self.changed, "property", "changed"),
+                (self.changed, "detail", "changed"),
                 (self.moved or [], "figure", f"moved by more than {FACTOR:g}×"),
             )
             if found
         ]
-        return ", ".join(parts).replace("propertys", "properties") or "no difference"
+        return ", ".join(parts) or "no difference"
 
     def to_json(self) -> str:
         """Everything that differs, after the schema residuum.diff/1."""
@@ -146,25 +103,6 @@ class Diff:
             where = f" at {len(changes)} connections, most" if len(changes) > 1 else ""
             sentences.append(f"{what} moved{where} at {most.connection}: {_say(most.before)} → {_say(most.after)}")
         return sentences
-
-
-def read_audit(path: Path) -> Recorded:
-    """An audit that `--format json` wrote. Raises `InputError` if the file is another, or of a newer schema."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is no JSON: residuum audit TARGET --format json --out {path} writes one") from None
-    name, _, number = str(content.get("schema") if isinstance(content, dict) else "").partition("/")
-    if name != SCHEMA.partition("/")[0] or not number.isdecimal():
-        raise InputError(f"{path} is no audit: residuum audit TARGET --format json --out FILE writes one")
-    if f"{name}/{number}" != SCHEMA:
-        raise InputError(f"{path} is of schema {name}/{number}, this residuum reads {SCHEMA}: update residuum")
-    try:
-        return _recorded(path, content)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise InputError(f"{path} is a damaged audit: write it again with --format json") from None
 
 
 def compare(a: Recorded, b: Recorded) -> Diff:
@@ -211,37 +149,6 @@ def print_diff(diff: Diff, console: Console) -> None:
         console.print(Text(f"~ {change.connection}: {change.what} {_say(change.before)} → {_say(change.after)}"))
     for sentence in diff.moved_most():
         console.print(Text(f"~ {sentence}"))
-
-
-def _recorded(path: Path, content: dict[str, Any]) -> Recorded:
-    seen: Counter[str] = Counter()
-    connections = {}
-    for residual in (residual for stream in content["streams"] for residual in stream["residuals"]):
-        name = str(residual["branch"] or residual["module"] or "the model")
-        figures = {
-            f"{way} {figure}".replace("_", " "): _number(residual[way] and residual[way][figure])
-            for way, figure in FIGURES
-        }
-        kind, placement = str(residual["kind"]), str(residual["placement"])
-        connections[name, seen[name]] = Connection(name, kind, placement, _source(residual["source"]), figures)
-        seen[name] += 1
-    findings = [
-        Found(f["severity"], str(f["code"]), str(f["module"]), _source(f["source"]), str(f["message"]))
-        for f in (*content["findings"], *(content.get("known") or ()))
-    ]
-    if any(finding.severity not in SEVERITIES for finding in findings):
-        raise ValueError
-    loss = content["loss"]
-    return Recorded(str(path), connections, findings, _number(loss and loss["value"]), loss is not None)
-
-
-def _number(value: Any) -> float | None:
-    number = None if value is None else float(value)
-    return number if number is None or math.isfinite(number) else None
-
-
-def _source(source: dict[str, Any] | None) -> str:
-    return f"{PurePath(source['file']).name}, {source['function']}" if source else ""
 
 
 def _only_in(one: Recorded, other: Recorded) -> Iterator[Found]:

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from residuum.audit.audit import Audit
 from residuum.audit.baseline import listed, read_baseline, to_baseline, without_known
-from residuum.audit.diff import Diff, compare, print_diff, read_audit
+from residuum.audit.diff import Diff, compare, print_diff
+from residuum.audit.recorded import read_audit
 from residuum.audit.selection import chosen_rules
 from residuum.audit.settings import FailOn, find_settings
 from residuum.audit.target import audit_target
