@@ -62,7 +62,7 @@ def test_a_second_one_of_the_same_fingerprint_is_new(faults: Audit, tmp_path: Pa
     twice = replace(faults, findings=[*faults.findings, faults.findings[0]])
     audit = without_known(twice, baseline)
     assert audit.findings == [faults.findings[0]]
-    assert json.loads(to_baseline(twice))["findings"][0]["count"] == 2
+    assert max(each["count"] for each in json.loads(to_baseline(twice))["findings"]) == 2
     assert without_known(twice, read_baseline(written(twice, tmp_path / "two.json"))).findings == []
 
 

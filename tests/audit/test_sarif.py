@@ -157,7 +157,7 @@ def test_a_finding_without_a_place_stands_at_the_models_class(faults: Audit) -> 
     assert line.startswith("class Deep(")
     nowhere = replace(faults, seen=replace(faults.seen, model_source=None))
     result = next(r for r in log(nowhere)["results"] if r["ruleId"] == "RS203")
-    assert result["locations"] == []
+    assert all("physicalLocation" not in location for location in result["locations"])
 
 
 def test_places_outside_and_awkward_names(healthy: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_baseline_states_and_fingerprints(faults: Audit) -> None:
     assert all("baselineState" not in result for result in log(faults)["results"])
     audit = without_known(faults, Counter([fingerprint(faults.findings[0])]))
     results = log(audit)["results"]
-    assert {r["ruleId"]: r["baselineState"] for r in results} == {"RS203": "new", "RS103": "unchanged"}
+    assert [r["baselineState"] for r in results] == ["new"] * (len(faults.findings) - 1) + ["unchanged"]
     for result, finding in zip(results, [*audit.findings, *(audit.known or [])], strict=True):
         assert result["partialFingerprints"]["residuum/v1"] == fingerprint(finding).digest
 

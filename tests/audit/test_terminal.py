@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -29,7 +30,9 @@ def test_structure_only_has_no_figures(structure: Audit) -> None:
     text = shown(structure)
     assert "structure only: no value and no gradient was measured" in text
     assert "inputs were made: tokens | 2 × 3" in text
-    assert "RS103, RS201, RS202, RS203, RS204, RS301 skipped, because only the structure" in " ".join(text.split())
+    for code, reason in structure.skipped.items():
+        assert re.search(rf"{code}[RS0-9, ]* skipped, because {re.escape(reason)}", " ".join(text.split()))
+    assert {"RS201", "RS301"} <= set(structure.skipped)
     assert "blocks.2.mlp" in text
     assert "identity  branch" not in text
 
@@ -68,4 +71,4 @@ def test_colour_adds_nothing_but_colour(faults: Audit) -> None:
 def test_what_was_not_asked_is_said(structure: Audit) -> None:
     audit = judge(structure.seen, "a config", select=["RS1"], ignore=["RS103"])
     assert "not asked, as selected: RS103, RS201, RS202" in " ".join(shown(audit).split())
-    assert audit.skipped == {}
+    assert not {code for code in audit.skipped if not code.startswith("RS1")}

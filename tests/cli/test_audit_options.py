@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def test_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("## Residual audit of `zoo_of_options:faulty`\n")
     assert audit("faulty", "--format", "sarif", "--out", "deep/audit.sarif") == 1
     assert capsys.readouterr().out == "deep/audit.sarif\n"
-    result = json.loads(Path("deep/audit.sarif").read_text())["runs"][0]["results"][0]
+    results = json.loads(Path("deep/audit.sarif").read_text())["runs"][0]["results"]
+    result = next(result for result in results if result["ruleId"] == "RS103")
     place = result["locations"][0]["physicalLocation"]
     assert place["artifactLocation"] == {"uri": "zoo_of_options.py", "uriBaseId": "%SRCROOT%"}
     assert "x.detach()" in MODELS.splitlines()[place["region"]["startLine"] - 1]
@@ -77,11 +79,12 @@ def test_select_and_ignore(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_baseline_from_its_making_to_a_new_fault(capsys: pytest.CaptureFixture[str], project: Path) -> None:
     assert audit("faulty", "--write-baseline", "known.json") == 0
     shown = capsys.readouterr()
-    assert "1 known finding of the baseline: RS103" in shown.out
+    assert re.search(r"\d+ known findings? of the baseline: .*RS103", shown.out)
     assert shown.err == "baseline: known.json\n"
     assert audit("faulty", "--baseline", "known.json", "--format", "json") == 0
     content = json.loads(capsys.readouterr().out)
-    assert (content["verdict"], content["findings"], content["known"][0]["code"]) == ("healthy", [], "RS103")
+    assert (content["verdict"], content["findings"]) == ("healthy", [])
+    assert "RS103" in [finding["code"] for finding in content["known"]]
     source = project / "zoo_of_options.py"
     source.write_text("# a line above\n\n" + source.read_text())
     sys.modules.pop("zoo_of_options")
@@ -110,14 +113,14 @@ def test_two_audits_compared(capsys: pytest.CaptureFixture[str], project: Path) 
     capsys.readouterr()
     assert main(["audit", "--diff", "healthy.json", "faulty.json"]) == 1
     shown = capsys.readouterr().out
-    assert shown.startswith("healthy.json → faulty.json: 1 finding new")
+    assert re.match(r"healthy.json → faulty.json: \d+ findings? new", shown)
     assert "+ RS103 error: " in shown
     assert main(["audit", "--diff", "faulty.json", "healthy.json"]) == 0
     assert "− RS103 error: " in capsys.readouterr().out
     assert main(["audit", "--diff", "healthy.json", "faulty.json", "--fail-on", "never", "--format", "md"]) == 0
     assert capsys.readouterr().out.startswith("## Residual audit of `faulty.json` against `healthy.json`")
     assert main(["audit", "--diff", "healthy.json", "faulty.json", "--format", "json", "--out", "diff.json"]) == 1
-    assert json.loads(Path("diff.json").read_text())["new"][0]["code"] == "RS103"
+    assert "RS103" in [finding["code"] for finding in json.loads(Path("diff.json").read_text())["new"]]
     (project / "pyproject.toml").write_text('[tool.residuum]\nfail-on = "never"\n')
     assert main(["audit", "--diff", "healthy.json", "faulty.json"]) == 0
 

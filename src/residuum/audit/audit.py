@@ -166,7 +166,7 @@ def audit(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any)
     where the model cannot be run.
     """
     measured = flow(model, *args, loss=loss, **kwargs)
-    return judge(Evidence(measured.graph, measured, source_of(model)), type(model).__name__)
+    return judge(Evidence(measured.graph, measured, model_source=source_of(model)), type(model).__name__)
 
 
 def judge(

@@ -31,7 +31,7 @@ def audit_run(folder: RunFolder, select: Sequence[str] = (), ignore: Sequence[st
     name = "next-token cross-entropy on held-out text"
     if corpus.fingerprint != folder.made_with().get("data_fingerprint"):
         name += " (not the run's own: data.source has changed since)"
-    seen = Evidence(measured.graph, replace(measured, loss_name=name), source_of(model))
+    seen = Evidence(measured.graph, replace(measured, loss_name=name), model_source=source_of(model))
     return judge(seen, folder.path.name, select, ignore)
 
 

@@ -30,7 +30,7 @@ def audit_target(target: str, select: Sequence[str] = (), ignore: Sequence[str] 
         try:
             model, args, kwargs = _build(target)
             measured = flow(model, *args, **kwargs)
-            return judge(Evidence(measured.graph, measured, source_of(model)), target, select, ignore)
+            return judge(Evidence(measured.graph, measured, model_source=source_of(model)), target, select, ignore)
         finally:
             if here in sys.path:  # the target's own code may have changed it
                 sys.path.remove(here)
