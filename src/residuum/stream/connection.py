@@ -61,6 +61,9 @@ def carried(node: Node) -> list[Node]:
     """The operands whose value `node` carries on: all of a view or a cast, a factor of a product, the skip of a sum."""
     if node.connection is not None:
         return list(node.connection.carries)
+    if node.op == "__setitem__":  # what is written to a part of a table of values does not make it a state
+        base, *values = node.inputs
+        return [base, *(value for value in values[-1:] if value.role == ACTIVATION and carries_state(value))]
     if node.op in ops.JOIN:
         return node.activations
     if node.op in ops.CARRY:
@@ -145,7 +148,7 @@ def _fork(skip: Node, write: Node) -> Node | None:
                     reached.add((parent, transformed))
                     heappush(pending, (parent, transformed))
         if (state, True) in reached:
-            return state if _is_read(state, write, {node for node, _ in reached}) else None
+            return state if _is_read(state, {node for node, _ in reached}) else None
         if (state, False) in reached:  # two parts of one value, or a value and arithmetic on it
             return None
         normed = normalised_by(state)
@@ -155,14 +158,12 @@ def _fork(skip: Node, write: Node) -> Node | None:
     return None
 
 
-def _is_read(fork: Node, write: Node, branch: set[Node]) -> bool:
+def _is_read(fork: Node, branch: set[Node]) -> bool:
     """Whether a branch reads the fork as its input, rather than adding it to something that came later.
 
     What is added again and again (a position's bias to every layer's scores, or its embedding to every layer's input)
     is behind all later values, and still no state.
     """
-    if carries_state(write) and not (fork.forks or fork.connection is not None):
-        return False
     value = {fork}
     for node in sorted(branch, key=lambda each: each.index):
         if value.isdisjoint(node.inputs):
@@ -171,18 +172,20 @@ def _is_read(fork: Node, write: Node, branch: set[Node]) -> bool:
             value.add(node)
         elif node.op not in ops.ADD or node.connection is not None or len(node.activations) < 2:
             return True
-        elif all(each in value or (each.index < fork.index and not _is_score(each)) for each in node.activations):
+        elif not node.forks and all(each in value or _is_old(each, fork) for each in node.activations):
             value.add(node)
     return False
 
 
-def _is_score(node: Node) -> bool:
-    """A product of two activations, as attention's scores are, which positions are added to."""
+def _is_old(node: Node, fork: Node) -> bool:
+    """Older than the fork, as positions are that are added to it; but attention's scores, a product, are none."""
+    if node.index > fork.index:
+        return False
     while node.op in ops.CARRY or (node.op in ops.MULTIPLY and len(node.activations) == 1):
         if not node.activations:
-            return False
+            break
         node = node.activations[0]
-    return node.op in ops.MATMUL and len(node.activations) > 1
+    return not (node.op in ops.MATMUL and len(node.activations) > 1)
 
 
 def _joined(addends: list[Node], skip_at: int, writes_at: tuple[int, ...], fork: Node) -> Fork:
