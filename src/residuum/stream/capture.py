@@ -98,6 +98,8 @@ class Capture(TorchFunctionMode):
         found = self._look_at_sum(args, kwargs) if op in ops.SUM or op in ops.LERP else None
         measured = self._watch(*found.values) if found is not None and self._watch is not None else None
         result = func(*args, **kwargs)
+        if op in ops.DROPOUT and _could_drop(args, kwargs) and any(result is value for value in args):
+            result = result.view_as(result)  # an evaluating dropout hands its input on: a name of its own shows it
         outputs = args[0] if op == "__setitem__" else result
         if not isinstance(outputs, (Tensor, tuple, list)):
             return result
@@ -109,6 +111,8 @@ class Capture(TorchFunctionMode):
             if id(value) in handed_in:  # `x.contiguous()` of what is contiguous: no new value
                 continue
             node = self._record(op, inputs, _role(op, inputs), value)
+            if op in ops.MULTIPLY:
+                node.factor = next((float(x) for x in args if isinstance(x, (int, float))), None)
             if found is not None:
                 node.connection = Connection(node, *found.operands, _calling_line(), found.projected)
             if overwrites and value._base is not None:
@@ -172,6 +176,10 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(values) and not isinstance(values, type):
         for field in dataclasses.fields(values):
             yield from tensors_in(getattr(values, field.name))
+
+
+def _could_drop(args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
 
 
 def _role(op: str, inputs: tuple[Node, ...]) -> str:

@@ -52,12 +52,14 @@ class Stream:
 class ResidualGraph:
     """All residual streams of a model.
 
-    `operations` tensor functions were looked at; `hidden` tensors came from functions that could not be.
+    `operations` tensor functions were looked at; `hidden` tensors came from functions that could not be. `nodes` are
+    all that was recorded, in the order in which it ran.
     """
 
     streams: list[Stream]
     operations: int
     hidden: int = 0
+    nodes: list[Node] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def residuals(self) -> Iterator[Residual]:
@@ -131,7 +133,7 @@ def graph_of(capture: Capture) -> ResidualGraph:
             chains.append(chain)
         chain.append(connection)
         chain_of[connection] = chain
-    return ResidualGraph([_stream(chain, readers) for chain in chains], len(nodes), capture.hidden)
+    return ResidualGraph([_stream(chain, readers) for chain in chains], len(nodes), capture.hidden, nodes)
 
 
 def readers_of(nodes: list[Node]) -> Readers:

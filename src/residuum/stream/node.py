@@ -30,10 +30,10 @@ class Node:
     `inputs` are the nodes of its tensor arguments in order. `role` says what the result depends on: an *activation* on
     the model's input, a *weight* on parameters alone (however they were transformed), a *constant* on neither.
     `edge` is where autograd continues from the result, kept only where gradients are measured. `connection` is set if
-    the call is a residual connection.
+    the call is a residual connection. `factor` is the plain number that a product multiplies or divides by, if any.
     """
 
-    __slots__ = ("connection", "edge", "index", "inputs", "module", "op", "role", "shape")
+    __slots__ = ("connection", "edge", "factor", "index", "inputs", "module", "op", "role", "shape")
 
     def __init__(
         self, index: int, op: str, inputs: tuple[Node, ...], role: str, shape: torch.Size, module: str
@@ -46,6 +46,7 @@ class Node:
         self.module = module
         self.edge: GradientEdge | None = None
         self.connection: Connection | None = None
+        self.factor: float | None = None
 
     @property
     def activations(self) -> list[Node]:
