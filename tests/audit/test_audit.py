@@ -31,6 +31,7 @@ class Stack(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(6) for _ in range(4))
         self.maps = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
         self.embed = nn.Linear(6, 6)
+        self.last = nn.LayerNorm(6)
 
     def join(self, i: int, x: Tensor) -> Tensor:
         return x + self.maps[i](self.norms[i](x)).tanh()
@@ -39,7 +40,7 @@ class Stack(nn.Module):
         x = self.embed(x)
         for i in range(4):
             x = self.join(i, x)
-        return x
+        return self.last(x)
 
 
 def audit_with(join) -> residuum.Audit:

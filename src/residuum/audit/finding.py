@@ -31,10 +31,14 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a rule may look at: the graph, and what was measured on it unless only the structure was looked at."""
+    """All that a rule may look at: the graph, and what was measured on it unless only the structure was looked at.
+
+    `warmup_steps` is how long the training's learning rate rises; None where nothing is known of the training.
+    """
 
     graph: ResidualGraph
     measured: Flow | None = None
+    warmup_steps: int | None = None
 
     @property
     def flow(self) -> Flow:
@@ -48,23 +52,30 @@ class Rule(ABC):
     """A question asked of a model.
 
     `code` is RS1xx for structure, RS2xx for gradients, RS3xx for values. The docstring says what is measured and where
-    the threshold comes from, `mend` what to do; together they are the rule's page in the docs.
+    the threshold comes from, `mend` what to do, `example` shows it in code; together they are the rule's page in the
+    docs.
     """
 
     code: ClassVar[str]
     severity: ClassVar[Severity]
     title: ClassVar[str]
     mend: ClassVar[str]
+    example: ClassVar[str] = ""
 
     @abstractmethod
     def check(self, seen: Evidence) -> Iterator[Finding]:
         """Every finding. Raises `Skip` where the rule has nothing to go by."""
 
     def finding(
-        self, message: str, residual: Residual | None = None, severity: Severity | None = None, mend: str = ""
+        self,
+        message: str,
+        residual: Residual | None = None,
+        severity: Severity | None = None,
+        mend: str = "",
+        module: str = "",
     ) -> Finding:
-        """A finding of this rule, perhaps at a connection; severity and mend are the rule's own unless given."""
-        where = (residual.module, residual.source) if residual else ("", None)
+        """A finding of this rule, at a connection or in a module; severity and mend are the rule's own unless given."""
+        where = (residual.module, residual.source) if residual else (module, None)
         return Finding(self.code, severity or self.severity, message, mend or self.mend, *where)
 
 

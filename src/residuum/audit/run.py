@@ -30,7 +30,8 @@ def audit_run(folder: RunFolder) -> Audit:
     name = "next-token cross-entropy on held-out text"
     if corpus.fingerprint != folder.made_with().get("data_fingerprint"):
         name += " (not the run's own: data.source has changed since)"
-    return judge(Evidence(measured.graph, replace(measured, loss_name=name)), folder.path.name)
+    seen = Evidence(measured.graph, replace(measured, loss_name=name), warmup_steps=recipe.optim.warmup)
+    return judge(seen, folder.path.name)
 
 
 def write_report(folder: RunFolder, audit: Audit) -> None:
