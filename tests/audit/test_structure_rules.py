@@ -302,3 +302,46 @@ def test_structure_alone_skips_what_needs_values() -> None:
     audit = judge(Evidence(residuum.trace(Model(), torch.randn(2, 5, 4))), "structure")
     assert all(code >= "RS2" for code in audit.skipped)
     assert {"RS201", "RS204", "RS301"} <= set(audit.skipped)
+
+
+def test_a_place_of_its_own_in_every_block_is_a_design() -> None:
+    class Conformer(nn.Module):
+        """Five connections, and a norm on the stream at the end of each block."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(Block(i) for i in range(5))
+            self.end = nn.LayerNorm(D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = part(x)
+            return self.end(x)
+
+    model = Model()
+    model.layers = nn.ModuleList(Conformer() for _ in range(LAYERS))
+    assert not codes(look(model)) & {"RS102", "RS107"}
+    model.layers[2].parts[1].norm = nn.Identity()
+    assert "layers.2.parts.1" in only("RS102", look(model.to_empty(device="cpu"))).message
+
+
+def test_rs102_a_normalised_embedding_needs_no_norm_again() -> None:
+    model = Model()
+    model.layers[0].norm = nn.Identity()
+    assert "RS102" in codes(look(model))
+    model = Model()
+    model.embed = nn.Sequential(nn.Linear(4, D), nn.LayerNorm(D))
+    model.layers[0].norm = nn.Identity()
+    assert look(model) == []
+
+
+def test_what_stands_before_the_first_block_is_embedding() -> None:
+    class Positions(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x + self.f(self.norm(x)), 0.1)
+
+    model = Model()
+    model.embed = nn.Sequential()
+    model.embed.add_module("map", nn.Linear(4, D))
+    model.embed.add_module("positions", Positions(0))
+    assert look(model) == []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from residuum.stream import Residual
+from residuum.stream import Residual, Stream
 
 
 def blocks_around(path: str) -> Iterator[str]:
@@ -26,11 +26,27 @@ def blocks_of(residual: Residual) -> set[str]:
     return {*blocks_around(residual.module), *blocks_around(residual.branch)}
 
 
-def depth(residuals: Iterable[Residual]) -> int:
+def depth(residuals: list[Residual]) -> int:
     """How many blocks hold the connections: members of the longest list; without a list, two connections a block."""
-    residuals = list(residuals)
+    return len(_longest_list(residuals)) or -(-len(residuals) // 2)
+
+
+def peers(residual: Residual, stream: Stream) -> list[Residual]:
+    """The stream's connections at the same place of their blocks: `layers.0.mlp`, `layers.1.mlp` and so on."""
+    blocks = _longest_list(stream.residuals)
+    place = _place(residual, blocks)
+    return [other for other in stream.residuals if _place(other, blocks) == place]
+
+
+def _longest_list(residuals: list[Residual]) -> set[str]:
     members: dict[str, set[str]] = defaultdict(set)
     for residual in residuals:
         for block in blocks_of(residual):
             members[list_of(block)].add(block)
-    return max(map(len, members.values()), default=-(-len(residuals) // 2))
+    return max(members.values(), key=len, default=set())
+
+
+def _place(residual: Residual, blocks: set[str]) -> str:
+    path = residual.branch or residual.module
+    block = next((block for block in blocks_around(path) if block in blocks), "")
+    return path[len(block) :] if block else path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from residuum.audit.rules._blocks import blocks_of
 from residuum.stream.connection import carried
 from residuum.stream.graph import Residual, Stream
 from residuum.stream.node import Node
@@ -17,8 +18,14 @@ def skip_nodes(residual: Residual) -> list[Node]:
 
 
 def nodes_between(stream: Stream) -> Iterator[tuple[Residual, Residual, list[Node]]]:
-    """(earlier, later, nodes) of connections in a row: what the state passes from one sum to the fork of the next."""
+    """(earlier, later, nodes) of connections in a row: what the state passes from one sum to the fork of the next.
+
+    Between a connection outside all blocks (wav2vec 2's convolved positions) and the first block the state is still
+    being embedded; what it passes there is left out.
+    """
     for earlier, later in zip(stream.residuals, stream.residuals[1:], strict=False):
+        if blocks_of(later) and not blocks_of(earlier):
+            continue
         yield earlier, later, way_back(later.connection.fork, earlier.connection.sum) or []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from residuum.audit.finding import Evidence, Finding, Rule, place
+from residuum.audit.rules._blocks import peers
 from residuum.audit.rules._readout import pre_norm, readout
 from residuum.audit.rules._way import nodes_between, skip_nodes
 from residuum.stream.node import Node
@@ -15,8 +16,9 @@ class MisplacedNorm(Rule):
     """In a stack whose skip is not normalised elsewhere, one skip passes a norm: x = norm(x); x = x + f(x).
 
     The identity path is then rescaled at this one place, gradients with it. Fires where fewer than a quarter of a
-    stream's connections are so, the bound of RS102: in post-norm all are, and Conformers end each block of four in a
-    norm on purpose. Also fires where a pre-norm stack's last norm follows the read-out instead of the last state.
+    stream's connections are so, the bound of RS102 (in post-norm all are), and fewer than half of those at the same
+    place of sibling blocks (Conformers end each block in a norm on purpose). Also fires where a pre-norm stack's last
+    norm follows the read-out instead of the last state.
     """
 
     code = "RS107"
@@ -35,6 +37,9 @@ x = x + self.mlp(self.norm(x))  # mended
             normed += [later for _, later, nodes in nodes_between(stream) if any(map(_is_norm, nodes))]
             if 4 * len(normed) < len(stream.residuals):
                 for residual in normed:
+                    alike = peers(residual, stream)
+                    if len(alike) > 1 and 2 * sum(peer in normed for peer in alike) >= len(alike):
+                        continue
                     rest = f"that of the other {len(stream.residuals) - len(normed)} connections does not"
                     yield self.finding(f"the skip of {place(residual)} passes a norm, {rest}", residual)
             after = readout(seen.graph, stream)
