@@ -33,7 +33,8 @@ x = x + self.mlp(self.norm(x))  # mended
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
         for stream in seen.graph.streams:
-            normed = [r for r in stream.residuals if any(map(_is_norm, skip_nodes(r)))]
+            skips = [r for r in stream.residuals if r.kind != "projected"]  # a projection may bring a norm of its own
+            normed = [r for r in skips if any(map(_is_norm, skip_nodes(r)))]
             normed += [later for _, later, nodes in nodes_between(stream) if any(map(_is_norm, nodes))]
             if 4 * len(normed) < len(stream.residuals):
                 for residual in normed:
