@@ -117,10 +117,9 @@ def overflow_in_half(skip: Tensor, write: Tensor) -> Tensor:
 
 
 def one_direction(skip: Tensor, write: Tensor) -> Tensor:
-    """A write whose positions all say the same, far louder than the state."""
-    state = skip + write
-    dims = tuple(range(1, state.ndim - 1)) if state.ndim == 3 else tuple(range(2, state.ndim))
-    return skip + (write + 1e3 * (1 + state.mean((0, *dims), keepdim=True)).expand_as(write))
+    """A write that says the same at every position, far louder than the state."""
+    over = tuple(range(skip.ndim - 1))
+    return skip + (write + 1e3 * (1 + skip.mean(over, keepdim=True) + write.mean(over, keepdim=True)).expand_as(write))
 
 
 def one_channel(skip: Tensor, write: Tensor) -> Tensor:
@@ -135,19 +134,25 @@ def one_channel(skip: Tensor, write: Tensor) -> Tensor:
 
 def dead(model: nn.Module, inputs: Inputs) -> None:
     """The last matrix of one branch has decayed to almost nothing."""
-    _scale(_writers(model, _longest(model, inputs)[VICTIM]), 1e-6)
+    _rescale_victim(model, inputs, 1e-6)
 
 
 def redundant(model: nn.Module, inputs: Inputs) -> None:
-    """One block's writes change about nothing, though more than a dead branch's."""
-    residuals = _longest(model, inputs)
-    for residual in residuals[VICTIM - 1 : VICTIM + 1]:
-        _scale(_writers(model, residual), 1e-3)
+    """One branch writes little beside the others, though more than a dead one."""
+    _rescale_victim(model, inputs, 0.01)
 
 
 def dominating(model: nn.Module, inputs: Inputs) -> None:
     """The last matrix of one branch has grown a thousandfold."""
-    _scale(_writers(model, _longest(model, inputs)[VICTIM]), 1e3)
+    _rescale_victim(model, inputs, 1e3)
+
+
+def _rescale_victim(model: nn.Module, inputs: Inputs, factor: float) -> None:
+    """Let every branch write half as much as its skip carries, as trained ones do, and one `factor` times that."""
+    flow = residuum.stream.flow(model, **inputs)
+    for m in max(flow.measured, key=len):
+        to_half = 0.5 * m.forward.skip_rms / m.forward.write_rms
+        _scale(_writers(model, m.residual), to_half * (factor if m.residual.index == VICTIM else 1))
 
 
 def exploding_init(model: nn.Module, inputs: Inputs) -> None:
@@ -389,8 +394,10 @@ def _block(residual: Residual) -> str:
 
 
 def _writers(model: nn.Module, residual: Residual) -> list[nn.Module]:
-    """The modules with weights from the last matrix of the branch to its write: that matrix, a norm behind it."""
-    return [model.get_submodule(node.module) for node in _way_to_last_matrix(residual.connection.write)]
+    """The modules with weights from the branch's last matrix to its write: a norm behind it, and that matrix."""
+    modules = [model.get_submodule(node.module) for node in _way_to_last_matrix(residual.connection.write)]
+    # PyTorch's attention is one function of several matrices: the last of its parts that hold any.
+    return [[part for part in module.modules() if part._parameters][-1] for module in modules]
 
 
 def _way_to_last_matrix(node: Node) -> Iterator[Node]:

@@ -86,13 +86,13 @@ FAULTS = {
     "NaN in backward only": Fault(one(plant.nan_in_backward), "RS204"),
     "overflow in half precision": Fault(one(plant.overflow_in_half), "RS204"),
     "tiny gradient": Fault(plant.tiny_gradient, "RS205"),
-    "block frozen": Fault(plant.frozen_block, "RS206"),
+    "block frozen": Fault(plant.frozen_block, "RS206", tuple(name for name in ALL if name != "by_hand")),
     "branch decayed to nothing": Fault(plant.dead, "RS301"),
     "branch dominates": Fault(plant.dominating, "RS302"),
-    "stream grows": Fault(every(plant.as_large_as_the_skip), "RS303"),
-    "positions become alike": Fault(onwards(plant.one_direction), "RS304"),
+    "stream grows": Fault(every(plant.as_large_as_the_skip), "RS303", PRE),
+    "positions become alike": Fault(one(plant.one_direction), "RS304", (*PRE, "bert", "ours_post")),
     "one channel takes over": Fault(onwards(plant.one_channel), "RS305"),
-    "block does nothing": Fault(plant.redundant, "RS306"),
+    "branch does next to nothing": Fault(plant.redundant, "RS306"),
     "one block not the identity at the start": Fault(plant.all_but_one_zero, "RS307"),
     "adapter does nothing": Fault(
         plant.negligible_adapter, "RS308", ("llama", "bert", "vit", "t5", "mamba", "by_hand")
