@@ -110,7 +110,7 @@ class Capture(TorchFunctionMode):
                 continue
             node = self._record(op, inputs, _role(op, inputs), value)
             if found is not None:
-                node.connection = Connection(node, *found.operands, _calling_line(), found.projected)
+                node.connection = Connection(node, *found.operands, calling_line(), found.projected)
             if overwrites and value._base is not None:
                 self._known[id(value._base)] = (weakref.ref(value._base), node)
             if measured is not None:
@@ -183,7 +183,7 @@ def _role(op: str, inputs: tuple[Node, ...]) -> str:
     return WEIGHT if WEIGHT in roles else CONSTANT
 
 
-def _calling_line() -> Source:
+def calling_line() -> Source:
     """The user's line that called the function being recorded.
 
     PyTorch's machinery is passed over; its layers (`torch.nn.modules`) are not, for they too hold connections.
