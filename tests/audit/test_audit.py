@@ -63,7 +63,7 @@ def test_rs101_no_connection() -> None:
     audit = residuum.audit(build(residual="none"), TOKENS)
     assert codes(audit)[0] == "RS101"
     assert audit.verdict == "errors"
-    assert set(audit.skipped) == {"RS103", "RS201", "RS202"}
+    assert set(audit.skipped) == {"RS103", "RS201", "RS202", "RS303", "RS304"}
 
 
 def test_rs102_one_norm_forgotten() -> None:

@@ -189,9 +189,10 @@ def calling_line() -> Source:
     PyTorch's machinery is passed over; its layers (`torch.nn.modules`) are not, for they too hold connections.
     """
     frame = sys._getframe(1)
+    own = {__file__, frame.f_code.co_filename}
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        machinery = file == __file__ or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
+        machinery = file in own or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
         if not machinery:
             break
         frame = frame.f_back
