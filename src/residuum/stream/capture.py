@@ -114,7 +114,7 @@ class Capture(TorchFunctionMode):
             if op in ops.MULTIPLY:
                 node.factor = next((float(x) for x in args if isinstance(x, (int, float))), None)
             if found is not None:
-                node.connection = Connection(node, *found.operands, _calling_line(), found.projected)
+                node.connection = Connection(node, *found.operands, calling_line(), found.projected)
             if overwrites and value._base is not None:
                 self._known[id(value._base)] = (weakref.ref(value._base), node)
             if measured is not None:
@@ -191,15 +191,16 @@ def _role(op: str, inputs: tuple[Node, ...]) -> str:
     return WEIGHT if WEIGHT in roles else CONSTANT
 
 
-def _calling_line() -> Source:
+def calling_line() -> Source:
     """The user's line that called the function being recorded.
 
     PyTorch's machinery is passed over; its layers (`torch.nn.modules`) are not, for they too hold connections.
     """
     frame = sys._getframe(1)
+    own = {__file__, frame.f_code.co_filename}
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        machinery = file == __file__ or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
+        machinery = file in own or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
         if not machinery:
             break
         frame = frame.f_back

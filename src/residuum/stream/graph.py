@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from residuum.stream import ops
 from residuum.stream.capture import Capture, tensors_in
 from residuum.stream.connection import carried
-from residuum.stream.errors import TraceError
+from residuum.stream.errors import TraceError, in_one_line
 from residuum.stream.node import Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
 from residuum.stream.untouched import untouched
@@ -113,7 +113,7 @@ def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
         with capture:
             return model(*args, **kwargs)
     except (Exception, SystemExit) as error:
-        raise TraceError(f"{type(model).__name__}'s forward pass raised {type(error).__name__}: {error}") from error
+        raise TraceError(f"{type(model).__name__}'s forward pass raised {in_one_line(error)}") from error
 
 
 def graph_of(capture: Capture) -> ResidualGraph:
