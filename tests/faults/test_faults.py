@@ -102,16 +102,14 @@ FAULTS = {
 CASES = [(fault, name) for fault, each in FAULTS.items() for name in each.architectures]
 
 
-def audit(name: str, fault: Fault | None = None, structure: bool = False) -> Audit:
+def audit(name: str, fault: Fault, structure: bool = False) -> Audit:
     torch.manual_seed(0)
-    model, inputs = ARCHITECTURES[name].build(fault.layers if fault else LAYERS)
-    if fault is not None:
-        model = fault.plant(model, inputs) or model
-    warmup = fault.warmup if fault else None
+    model, inputs = ARCHITECTURES[name].build(fault.layers)
+    model = fault.plant(model, inputs) or model
     if structure:
-        return judge(Evidence(residuum.trace(model, **inputs), warmup_steps=warmup), name)
+        return judge(Evidence(residuum.trace(model, **inputs), warmup_steps=fault.warmup), name)
     measured = flow(model, **inputs)
-    return judge(Evidence(measured.graph, measured, warmup), name)
+    return judge(Evidence(measured.graph, measured, fault.warmup), name)
 
 
 @pytest.mark.parametrize(("fault", "name"), CASES)
@@ -126,9 +124,10 @@ def test_fault_is_seen_in_the_structure_alone(fault: str, name: str) -> None:
     assert FAULTS[fault].code in {finding.code for finding in found.findings}, found.findings
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_healthy_original_has_no_error_and_no_fault_of_the_table(name: str) -> None:
-    found = audit(name)
+def test_the_healthy_original_has_no_error_and_no_fault_of_the_table(name: str, training: bool) -> None:
+    found = audit(name, Fault(lambda model, _: model.train(training), ""))
     assert [len(stream.residuals) for stream in found.graph.streams] == ARCHITECTURES[name].connections
     assert found.at_least("error") == []
     planted_here = {FAULTS[fault].code for fault, where in CASES if where == name}

@@ -43,8 +43,8 @@ x = x + self.mlp(self.norm(x))  # mended
                         continue
                     rest = f"that of the other {len(stream.residuals) - len(normed)} connections does not"
                     yield self.finding(f"the skip of {place(residual)} passes a norm, {rest}", residual)
-            after = readout(seen.graph, stream)
-            if pre_norm(stream) and not after.normed and after.norms_behind:
+            after = readout(seen.graph, stream) if pre_norm(stream) else None
+            if after is not None and not after.normed and after.norms_behind:
                 norm = after.norms_behind[0].module or "a norm"
                 reader = after.maps[0].module or "a linear map"
                 yield self.finding(f"{norm} follows the read-out {reader}, which reads the last state as it is")

@@ -27,8 +27,10 @@ return self.head(self.final_norm(x))  # mended
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
         for stream in seen.graph.streams:
+            if not pre_norm(stream):
+                continue
             after = readout(seen.graph, stream)
-            if not pre_norm(stream) or after.normed or after.norms_behind:  # a norm behind the read-out is RS107's
+            if after.normed or after.norms_behind:  # a norm behind the read-out is RS107's
                 continue
             reader = f"{after.maps[0].module or 'a linear map'} reads it" if after.maps else "it leaves the model"
             last = stream.residuals[-1]
