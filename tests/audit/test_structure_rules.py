@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 import residuum
 from residuum.audit import Finding, judge
 from residuum.audit.finding import Evidence
+from residuum.audit.run import audit_run
+from residuum.cli import main
 from residuum.model import ModelConfig, Transformer
+from residuum.train import RunFolder
 
 D, LAYERS = 6, 6
 TOKENS = torch.arange(10).view(2, 5)
@@ -345,3 +349,17 @@ def test_what_stands_before_the_first_block_is_embedding() -> None:
     model.embed.add_module("map", nn.Linear(4, D))
     model.embed.add_module("positions", Positions(0))
     assert look(model) == []
+
+
+@pytest.mark.parametrize(("warmup", "found"), [(0, True), (1, False)])
+def test_a_runs_own_warm_up_is_known(text_folder: Path, tmp_path: Path, warmup: int, found: bool) -> None:
+    given = {
+        "--run.dir": tmp_path / "run", "--run.steps": 1, "--run.eval-tokens": 32, "--run.sample-tokens": 1,
+        "--data.source": text_folder, "--data.tokenizer": "byte", "--data.held-out": 0.3, "--data.documents": "auto",
+        "--model.context": 8, "--model.d-model": 6, "--model.n-layers": 13, "--model.n-heads": 2,
+        "--model.residual": "post", "--optim.batch-size": 2, "--optim.warmup": warmup,
+    }  # fmt: skip
+    main(["train", "quick", *(str(word) for option in given.items() for word in option)])
+    findings = audit_run(RunFolder.open(tmp_path / "run")).findings
+    assert ("13 blocks of post-norm, and the learning rate has no warm-up" in {f.message for f in findings}) == found
+    assert ("RS108" in codes(findings)) == found
