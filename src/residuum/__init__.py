@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from residuum.stream import TraceError as TraceError
     from residuum.stream import flow as flow
     from residuum.stream import trace as trace
+    from residuum.stream import where_nan as where_nan
     from residuum.train import load as load
 
 # Looked up when first used: `import residuum` and `residuum --help` answer before PyTorch would have loaded.
@@ -29,6 +30,7 @@ _HOME = {
     "generate": "model",
     "load": "train",
     "trace": "stream",
+    "where_nan": "stream",
 }
 
 __all__ = sorted(_HOME)

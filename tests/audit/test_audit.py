@@ -31,6 +31,7 @@ class Stack(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(6) for _ in range(4))
         self.maps = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
         self.embed = nn.Linear(6, 6)
+        self.last = nn.LayerNorm(6)
 
     def join(self, i: int, x: Tensor) -> Tensor:
         return x + self.maps[i](self.norms[i](x)).tanh()
@@ -39,7 +40,7 @@ class Stack(nn.Module):
         x = self.embed(x)
         for i in range(4):
             x = self.join(i, x)
-        return x
+        return self.last(x)
 
 
 def audit_with(join) -> residuum.Audit:
@@ -63,7 +64,7 @@ def test_rs101_no_connection() -> None:
     audit = residuum.audit(build(residual="none"), TOKENS)
     assert codes(audit)[0] == "RS101"
     assert audit.verdict == "errors"
-    assert set(audit.skipped) == {"RS103", "RS201", "RS202"}
+    assert set(audit.skipped) == {"RS103", "RS201", "RS202", "RS303", "RS304"}
 
 
 def test_rs102_one_norm_forgotten() -> None:
@@ -159,8 +160,10 @@ def test_json_follows_its_schema() -> None:
     assert set(first["source"]) == {"file", "line", "function"}
     assert first["source"]["function"] == "Pre.forward"
     assert (first["kind"], first["placement"], first["shape"]) == ("identity", "pre", [2, 8, 12])
-    assert set(first["forward"]) == {"skip_rms", "write_rms", "state_rms", "write_share"}
-    assert set(first["backward"]) == {"arriving", "identity", "branch", "elsewhere", "identity_share"}
+    assert set(first["forward"]) == {
+        "skip_rms", "write_rms", "state_rms", "write_share", "influence", "effective_rank", "outlier", "sampled",
+    }  # fmt: skip
+    assert set(first["backward"]) == {"arriving", "identity", "branch", "elsewhere", "cosine", "identity_share"}
     assert first["backward"]["identity"] == first["backward"]["arriving"]  # g passes an addition as it is
 
 

@@ -143,5 +143,7 @@ def test_sharded_and_distributed_models(tmp_path: Path) -> None:
             measured = residuum.flow(model, X).all_measured
             assert [m.residual.branch for m in measured] == ["mlps.0", "mlps.1", "mlps.2"]
             assert all(m.backward.identity > 0 and m.backward.branch > 0 for m in measured)
+        assert "RS203" in residuum.audit(sharded, X).skipped  # its gradients go to the shards
+        assert "RS203" not in residuum.audit(replicated, X).skipped
     finally:
         dist.destroy_process_group()

@@ -1,21 +1,31 @@
 """See the residual stream of any `nn.Module`. This room imports nothing else of residuum."""
 
+from residuum.stream.adapter import Adapter
 from residuum.stream.errors import TraceError
-from residuum.stream.flow import Backward, Flow, Forward, Loss, Measured, flow
+from residuum.stream.flow import Backward, Flow, Measured, Slope, flow
+from residuum.stream.forward import Forward
 from residuum.stream.graph import Residual, ResidualGraph, Stream, trace
+from residuum.stream.loss import Loss
 from residuum.stream.node import Source
+from residuum.stream.parameter import ParameterFlow
+from residuum.stream.where_nan import NanMaker, where_nan
 
 __all__ = [
+    "Adapter",
     "Backward",
     "Flow",
     "Forward",
     "Loss",
     "Measured",
+    "NanMaker",
+    "ParameterFlow",
     "Residual",
     "ResidualGraph",
+    "Slope",
     "Source",
     "Stream",
     "TraceError",
     "flow",
     "trace",
+    "where_nan",
 ]

@@ -115,6 +115,8 @@ class Capture(TorchFunctionMode):
             return result
         measured = self._measure(found) if found is not None and self._watch is not None else None
         result = func(*args, **kwargs)
+        if op in ops.DROPOUT and _could_drop(args, kwargs) and any(result is value for value in args):
+            result = result.view_as(result)  # an evaluating dropout hands its input on: a name of its own shows it
         outputs = args[0] if op == "__setitem__" else result
         if isinstance(outputs, (Tensor, tuple, list)):
             self._record_call(op, args, kwargs, outputs, found, measured)
@@ -131,6 +133,8 @@ class Capture(TorchFunctionMode):
             if id(value) in handed_in:  # `x.contiguous()` of what is contiguous: no new value
                 continue
             node = self._record(op, inputs, _role(op, inputs), value)
+            if op in ops.MULTIPLY:
+                node.factor = next((float(x) for x in args if isinstance(x, (int, float))), None)
             if found is not None:
                 node.connection = found.connection_at(node)
             if overwrites and value._base is not None:
@@ -270,7 +274,7 @@ class _Found:
         carries = (beside.carries if beside else (fork.skip,)) + tuple(each for each in added if carries_state(each))
         fork.node.forks = True
         return Connection(
-            node, fork.skip, fork.writes, fork.node, _calling_line(), carries, fork.projected, self._fused, beside
+            node, fork.skip, fork.writes, fork.node, calling_line(), carries, fork.projected, self._fused, beside
         )
 
 
@@ -311,6 +315,10 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(values, field.name))
 
 
+def _could_drop(args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
+
+
 def _role(op: str, inputs: tuple[Node, ...]) -> str:
     if op in ops.SHAPE_ONLY:
         return CONSTANT
@@ -320,15 +328,16 @@ def _role(op: str, inputs: tuple[Node, ...]) -> str:
     return next((role for role in (WEIGHT, BUFFER) if role in roles), CONSTANT)
 
 
-def _calling_line() -> Source:
+def calling_line() -> Source:
     """The user's line that called the function being recorded.
 
     PyTorch's machinery is passed over; its layers (`torch.nn.modules`) are not, for they too hold connections.
     """
     frame = sys._getframe(1)
+    own = {__file__, frame.f_code.co_filename}
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        machinery = file == __file__ or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
+        machinery = file in own or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
         if not machinery:
             break
         frame = frame.f_back

@@ -11,34 +11,27 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from residuum.stream.capture import Capture, tensors_in
-from residuum.stream.errors import TraceError
+from residuum.stream.adapter import Adapter, adapters_in
+from residuum.stream.capture import tensors_in
+from residuum.stream.errors import TraceError, in_one_line
+from residuum.stream.forward import Forward, Kept, forward_of, share, watch_into
 from residuum.stream.graph import Residual, ResidualGraph, branch_of, graph_of, readers_of, run, unwrapped
-from residuum.stream.loss import default_loss
+from residuum.stream.levels import LevelCapture
+from residuum.stream.loss import Loss, loss_of
+from residuum.stream.measurable import check_measurable
 from residuum.stream.node import Connection, Node
-from residuum.stream.split import Split, norm
+from residuum.stream.parameter import ParameterFlow, parameter_flow
+from residuum.stream.slope import log_slope
+from residuum.stream.split import Split
 from residuum.stream.untouched import untouched
-
-
-@dataclass(frozen=True)
-class Forward:
-    """Root mean square of the skip, of the write, and of the state that their sum makes."""
-
-    skip_rms: float
-    write_rms: float
-    state_rms: float
-
-    @property
-    def write_share(self) -> float:
-        """write / (skip + write), from 0 (the branch writes nothing) to 1 (it writes all)."""
-        return _share(self.write_rms, self.skip_rms)
+from residuum.stream.weights import parameter_nodes, parameters_behind, parameters_of
+from residuum.stream.where_nan import NanMaker, where_nan
 
 
 @dataclass(frozen=True)
@@ -46,46 +39,90 @@ class Backward:
     """Euclidean norms of the gradient that arrives at the state, and of its two parts where they reach x.
 
     `elsewhere` is the norm of what reaches x from readers outside this connection, 0 up to rounding in a plain stack.
+    `cosine` is that of the two parts, each taken as one long vector: below 0 the branch works against the skip. It is 0
+    where one part is zero.
     """
 
     arriving: float
     identity: float
     branch: float
     elsewhere: float
+    cosine: float
 
     @property
     def identity_share(self) -> float:
         """identity / (identity + branch), from 0 (nothing passes the skip) to 1 (nothing passes the branch)."""
-        return _share(self.identity, self.branch)
+        return share(self.identity, self.branch)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One connection with what was measured there; `backward` is None where x asks for no gradient."""
+    """One connection with what was measured there; `backward` is None where x asks for no gradient.
+
+    `parameters` are the names of those that its branch reads, directly or through any computation on them.
+    """
 
     residual: Residual
     forward: Forward
     backward: Backward | None
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """How fast a stream's norms change with depth: least-squares slopes of log(value) on the connection's index.
+
+    From one connection to the next `state` (the root mean square) and `gradient` (the norm that arrives) are multiplied
+    by e^slope. None where fewer than two connections have a finite value above zero.
+    """
+
+    state: float | None
+    gradient: float | None
 
 
 @dataclass(frozen=True)
 class Flow:
-    """One forward and one backward pass, measured. Parameters are named where their gradient is missing or wrong."""
+    """One forward and one backward pass, measured.
+
+    `parameters` has every parameter by name; `adapters` the low-rank ones beside a base layer; `collapsed` names the
+    parameters that a rounding turned into one value. `nan_maker` is looked for, in a run of its own, only if a value or
+    a gradient is not finite; it is None too where that run was finite.
+    """
 
     graph: ResidualGraph
     measured: list[list[Measured]]
     loss: float
     loss_name: str
-    without_gradient: list[str]
-    not_finite: list[str]
+    parameters: dict[str, ParameterFlow]
+    adapters: list[Adapter]
+    collapsed: list[str]
+    nan_maker: NanMaker | None
+
+    @property
+    def without_gradient(self) -> list[str]:
+        """The parameters that ask for a gradient and get none, or exactly zero."""
+        return [name for name, p in self.parameters.items() if p.verdict in ("no gradient", "zero")]
+
+    @property
+    def not_finite(self) -> list[str]:
+        """The parameters whose gradient holds NaN or infinity."""
+        return [name for name, p in self.parameters.items() if p.verdict == "not finite"]
+
+    @property
+    def slopes(self) -> list[Slope]:
+        """One for each stream."""
+        return [
+            Slope(
+                log_slope(m.forward.state_rms for m in stream),
+                log_slope(m.backward.arriving if m.backward else None for m in stream),
+            )
+            for stream in self.measured
+        ]
 
     @property
     def all_measured(self) -> list[Measured]:
         """The connections of every stream, one stream after another."""
         return [m for stream in self.measured for m in stream]
-
-
-Loss = Callable[[Any], Tensor]
 
 
 def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) -> Flow:
@@ -95,29 +132,30 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     was found, `.grad` included. Raises `TraceError` if the model cannot run or its loss carries no gradient.
     """
     model = unwrapped(model)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise TraceError("parameters on the meta device have no values to measure: residuum.trace gives the structure")
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise TraceError("the model was built under torch.inference_mode and can have no gradient: build it outside")
-    norms: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
+    check_measurable(model, args, kwargs)
+    kept: dict[Node, Kept] = {}
+    parameters = dict(model.named_parameters())
     with untouched(model), torch.inference_mode(False), torch.enable_grad():
         leaves: list[Tensor] = []
         try:
-            capture = Capture(model, watch=_rms_into(norms), edges=True)
+            capture = LevelCapture(model, watch=watch_into(kept), edges=True)
             inputs = _asking_for_gradient((args, kwargs), leaves)
             output = run(model, capture, *inputs)
         except TraceError:  # some models do with their inputs what is not allowed where a gradient is asked of them
-            norms, leaves = {}, []
-            capture = Capture(model, watch=_rms_into(norms), edges=True)
+            kept, leaves = {}, []
+            capture = LevelCapture(model, watch=watch_into(kept), edges=True)
             inputs = (args, kwargs)
             output = run(model, capture, *inputs)
-        value, name = _loss_of(output, loss, capture.tables(tensors_in(inputs)))
+        sharded = _is_sharded(model)
+        if not sharded:
+            _check_unchanged(model, parameters)
+        value, name = loss_of(output, loss, capture.tables(tensors_in(inputs)))
         graph = graph_of(capture)
         shared = _shared(graph, capture.nodes)
-        measurable = [r.connection for r in graph.residuals if not (r.connection in shared and _is_sharded(model))]
+        measurable = [r.connection for r in graph.residuals if not (r.connection in shared and sharded)]
         splits = {connection: Split(connection, connection in shared) for connection in measurable}
-        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        wanted = [*parameters.values(), *leaves]
+        asked = {n: p for n, p in parameters.items() if p.requires_grad}
+        wanted = [*asked.values(), *leaves]
         try:
             gradients = torch.autograd.grad(value, wanted, allow_unused=True, retain_graph=bool(shared))
             for split in splits.values():
@@ -125,26 +163,34 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
             for split in splits.values():
                 split.finish()
         except Exception as error:
-            raise TraceError(f"the backward pass raised {type(error).__name__}: {error}") from error
+            raise TraceError(f"the backward pass raised {in_one_line(error)}") from error
         finally:
             for split in splits.values():
                 split.close()
             for node in capture.nodes:
                 node.edge = None  # autograd's graph is not kept alive by what was measured on it
-    # The largest entry tells zero, finite and not in one reading of the gradient; a norm could overflow or underflow.
-    sizes = {n: None if g is None else float(_largest(g)) for n, g in zip(parameters, gradients, strict=False)}
-    measured = []
-    for stream in graph.streams:
-        forwards = [Forward(*(float(n) for n in norms[residual.connection.sum])) for residual in stream.residuals]
-        backwards = [_backward(splits.get(residual.connection)) for residual in stream.residuals]
-        measured.append([Measured(*each) for each in zip(stream.residuals, forwards, backwards, strict=True)])
+    gradient_of = dict(zip(asked, gradients, strict=False))
+    names = parameter_nodes(model, capture.nodes)
+    measured = [
+        [
+            Measured(r, forward_of(kept[c.sum]), _backward(splits.get(c)), parameters_of(branch_of(c), names))
+            for r, c in ((residual, residual.connection) for residual in stream.residuals)
+        ]
+        for stream in graph.streams
+    ]
+    flows = {} if sharded else {n: parameter_flow(p, gradient_of.get(n)) for n, p in parameters.items()}
+    collapsed = {name for node in capture.collapsed() for name in parameters_behind(node, names)}
+    finite = math.isfinite(float(value.detach())) and not any(p.verdict == "not finite" for p in flows.values())
+    finite = finite and all(math.isfinite(m.forward.state_rms) for stream in measured for m in stream)
     return Flow(
         graph,
         measured,
         float(value.detach()),
         name,
-        [name for name, size in sizes.items() if size is None or size == 0],
-        [name for name, size in sizes.items() if size is not None and not math.isfinite(size)],
+        flows,
+        list(adapters_in(capture.nodes, names, parameters)),
+        sorted(collapsed),
+        None if finite else where_nan(model, *args, loss=loss, **kwargs),
     )
 
 
@@ -160,7 +206,10 @@ def _shared(graph: ResidualGraph, nodes: list[Node]) -> set[Connection]:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Parameters that are gathered for one pass and given back after it leave nothing for a local second one."""
+    """Parameters that are gathered for one pass and given back in it.
+
+    They leave nothing for a local second pass, and their gradients go to the shards past `torch.autograd.grad`.
+    """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules())
 
@@ -168,34 +217,16 @@ def _is_sharded(model: nn.Module) -> bool:
 def _backward(split: Split | None) -> Backward | None:
     if split is None:
         return None
-    parts = [split.norms.get(part) for part in ("arriving", "identity", "branch", "elsewhere")]
+    parts = [split.norms.get(part) for part in ("arriving", "identity", "branch", "elsewhere", "cosine")]
     return None if None in parts else Backward(*(float(part) for part in parts if part is not None))
 
 
-def _loss_of(output: Any, loss: Loss | None, tokens: list[tuple[Tensor, int]]) -> tuple[Tensor, str]:
-    """The number to differentiate and its name."""
-    if loss is None:
-        value, name = default_loss(output, tokens)
-    else:
-        try:
-            value, name = loss(output), "the given loss"
-        except Exception as error:
-            raise TraceError(f"the given loss raised {type(error).__name__}: {error}") from error
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad or value.is_complex():
-        raise TraceError(f"{name} must be one real number that carries a gradient, got {_describe(value)}")
-    return value.reshape(()), name
-
-
-def _rms_into(norms: dict[Node, tuple[Tensor, Tensor, Tensor]]) -> Any:
-    def watch(skip: Tensor, write: Tensor) -> Callable[[Tensor, Node], None]:
-        before = _rms(skip), _rms(write)
-
-        def measured(state: Tensor, node: Node) -> None:
-            norms[node] = (*before, _rms(state))
-
-        return measured
-
-    return watch
+def _check_unchanged(model: nn.Module, before: dict[str, nn.Parameter]) -> None:
+    after = dict(model.named_parameters())
+    changed = sorted(n for n in {**before, **after} if before.get(n) is not after.get(n))
+    if changed:
+        some = ", ".join(changed[:4]) + (" and others" if len(changed) > 4 else "")
+        raise TraceError(f"the model made or replaced parameters while it ran ({some}): run it once before, then audit")
 
 
 def _asking_for_gradient(values: Any, leaves: list[Tensor]) -> Any:
@@ -215,19 +246,3 @@ def _asking_for_gradient(values: Any, leaves: list[Tensor]) -> Any:
     if type(values) is dict:
         return {key: _asking_for_gradient(value, leaves) for key, value in values.items()}
     return values
-
-
-def _rms(value: Tensor) -> Tensor:
-    return norm(value) / max(value.numel(), 1) ** 0.5
-
-
-def _largest(value: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(value, math.inf) if value.numel() else value.new_zeros(())
-
-
-def _share(part: float, rest: float) -> float:
-    return part / (part + rest) if part + rest > 0 else 0.0
-
-
-def _describe(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from residuum.stream import ops
 from residuum.stream.capture import Capture, tensors_in
 from residuum.stream.connection import behind, carried, mixes_streams
-from residuum.stream.errors import TraceError
+from residuum.stream.errors import TraceError, in_one_line
 from residuum.stream.node import ACTIVATION, CONSTANT, WEIGHT, Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
 from residuum.stream.untouched import untouched
@@ -40,9 +40,9 @@ class Residual:
     kind: str
     placement: str
     shape: tuple[int, ...]
-    parameters: int
-    branches: tuple[str, ...]
     connection: Connection = field(repr=False, compare=False)
+    parameters: int = 0
+    branches: tuple[str, ...] = ()
     inner: list[Residual] = field(default_factory=list)
 
 
@@ -63,12 +63,14 @@ class Stream:
 class ResidualGraph:
     """All residual streams of a model.
 
-    `operations` tensor functions were looked at; `hidden` tensors came from functions that could not be.
+    `operations` tensor functions were looked at; `hidden` tensors came from functions that could not be. `nodes` are
+    all that was recorded, in the order in which it ran.
     """
 
     streams: list[Stream]
     operations: int
     hidden: int = 0
+    nodes: list[Node] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def residuals(self) -> Iterator[Residual]:
@@ -133,7 +135,7 @@ def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
         with _eager(), capture:
             return model(*args, **kwargs)
     except (Exception, SystemExit) as error:
-        raise TraceError(f"{type(model).__name__}'s forward pass raised {type(error).__name__}: {error}") from error
+        raise TraceError(f"{type(model).__name__}'s forward pass raised {in_one_line(error)}") from error
 
 
 def _eager() -> AbstractContextManager:
@@ -162,7 +164,7 @@ def graph_of(capture: Capture) -> ResidualGraph:
             chains.append(chain)
         chain.append(connection)
     streams = [_stream(chain, readers) for chain in chains]
-    return ResidualGraph(_with_inner(streams), len(nodes), capture.hidden)
+    return ResidualGraph(_with_inner(streams), len(nodes), capture.hidden, nodes)
 
 
 def _with_inner(streams: list[Stream]) -> list[Stream]:
@@ -223,9 +225,9 @@ def _residual(index: int, connection: Connection, normed_after: bool, readers: R
         _kind(connection),
         placement,
         tuple(node.shape),
+        connection,
         _count_parameters(set().union(*inner)),
         branches,
-        connection,
     )
 
 

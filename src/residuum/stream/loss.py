@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from residuum.stream.capture import tensors_in
-from residuum.stream.errors import TraceError
+from residuum.stream.errors import TraceError, in_one_line
+
+Loss = Callable[[Any], Tensor]
+
+
+def loss_of(output: Any, loss: Loss | None, tokens: list[tuple[Tensor, int]]) -> tuple[Tensor, str]:
+    """The number to differentiate, from the user's own `loss` or the default one, and its name."""
+    if loss is None:
+        value, name = default_loss(output, tokens)
+    else:
+        try:
+            value, name = loss(output), "the given loss"
+        except Exception as error:
+            raise TraceError(f"the given loss raised {in_one_line(error)}") from error
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.requires_grad:
+        raise TraceError(f"{name} carries no gradient: compute it from the model's output, without detach or no_grad")
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        raise TraceError(f"{name} must be one real number that carries a gradient, got {_describe(value)}")
+    return value.reshape(()), name
 
 
 def default_loss(output: Any, tokens: list[tuple[Tensor, int]]) -> tuple[Tensor, str]:
@@ -36,3 +54,7 @@ def default_loss(output: Any, tokens: list[tuple[Tensor, int]]) -> tuple[Tensor,
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device, value.dtype)
     return (value * direction).sum() / value.numel() ** 0.5, "a fixed random projection of the output"
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -31,13 +31,16 @@ class Node:
     the model's input, a *weight* on parameters alone (however they were transformed), a *buffer* on matrices that the
     model holds beside its parameters (quantised weights, say), a *constant* on none of them. `edge` is where autograd
     continues from the result, kept only where gradients are measured. `connection` is set if the call is a residual
-    connection, or one of the sums that make up one; `forks` if a stream forks at the result.
+    connection, or one of the sums that make up one; `forks` if a stream forks at the result. `factor` is the plain
+    number that a product multiplies or divides by, if any.
 
     `transforms` is what tells a branch from arithmetic: a weight meets an activation and does more than shift or scale
     it entry by entry, or entries are mixed without a weight, by pooling or a Fourier transform.
     """
 
-    __slots__ = ("connection", "edge", "forks", "index", "inputs", "module", "op", "role", "shape", "transforms")
+    __slots__ = (
+        "connection", "edge", "factor", "forks", "index", "inputs", "module", "op", "role", "shape", "transforms",
+    )  # fmt: skip
 
     def __init__(
         self, index: int, op: str, inputs: tuple[Node, ...], role: str, shape: torch.Size, module: str
@@ -50,6 +53,7 @@ class Node:
         self.module = module
         self.edge: GradientEdge | None = None
         self.connection: Connection | None = None
+        self.factor: float | None = None
         self.forks = False
         self.transforms = role == ACTIVATION and self._transforms()
 

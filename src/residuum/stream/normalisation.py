@@ -27,10 +27,13 @@ def normalised_by(node: Node) -> Node | None:
 
 
 def _is_statistic_of(statistic: Node, value: Node) -> bool:
-    # `x.float()` or `x - mean` may be what is scaled while the statistic is taken of x itself, and the other way round.
+    # `x.float()`, `x - mean` or `gain * x` may be what is scaled while the statistic is taken of x itself, and the other
+    # way round.
     sources = {value.index}
     source = value
-    while source.activations and (source.op in ops.VIEW or source.op in ops.ADD):
+    while source.activations and (
+        source.op in ops.VIEW or source.op in ops.ADD or (source.op in ops.MULTIPLY and len(source.activations) == 1)
+    ):
         source = source.activations[0]
         sources.add(source.index)
     oldest = min(sources)

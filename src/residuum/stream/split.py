@@ -101,6 +101,7 @@ class Split:
                 rest = rest - part
         for name, part in (("identity", identity), ("branch", branch), ("elsewhere", rest)):
             self.norms[name] = torch.zeros(()) if part is None else norm(part)
+        self.norms["cosine"] = torch.zeros(()) if identity is None or branch is None else _cosine(identity, branch)
         self._identity.clear()
         self._branch.clear()
 
@@ -149,6 +150,14 @@ def norm(value: Tensor) -> Tensor:
     """The Euclidean norm, summed in float32 at least."""
     value = value.detach()
     return torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of two gradients taken as one long vector each; 0 if either is zero."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    sizes = norm(a) * norm(b)
+    product = torch.linalg.vecdot(a.detach().flatten().to(wide), b.detach().flatten().to(wide)).real
+    return torch.where(sizes == 0, sizes, product / sizes)
 
 
 def _sum(parts: list[Tensor]) -> Tensor | None:

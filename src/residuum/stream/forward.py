@@ -1,0 +1,147 @@
+"""What one connection does to the values: how large skip, write and state are, and what shape the state has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from residuum.stream.capture import Watch
+from residuum.stream.graph import branch_of
+from residuum.stream.node import Connection, Node
+from residuum.stream.split import norm
+
+# The most positions of a state that are looked at for its rank: enough to see a collapse, next to nothing to compute.
+SAMPLE = 32
+
+# Functions whose result has its channels before so many spatial dimensions.
+CONVOLUTION = {f"conv{transposed}{n}d": n for n in (1, 2, 3) for transposed in ("", "_transpose")}
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a connection did to the values.
+
+    Root mean square of the skip, of the write, and of the state that their sum makes. The state is read as positions,
+    each a vector of features: the features are the last dimension, or, where a convolution of n dimensions in the
+    branch reads or makes the state, the channels, n dimensions before it.
+
+    `influence`: 1 − the mean over positions of the cosine of skip and state (ShortGPT's block influence, Men et al.
+    2024, arXiv 2403.03853), from 0 (no direction changed) to 2.
+    `effective_rank`: exp of the entropy of the state's singular values, taken as shares of their sum (Roy & Vetterli
+    2007), from 1 (all positions alike but for scale) to its ceiling, the smaller of `sampled` and the width. Positions
+    are first scaled to length 1, so that a single long one does not hide what the others do.
+    Both look at `sampled` positions: all, or 32 of them spread over all examples.
+    `outlier`: the largest channel's root mean square, over all positions, over the median channel's; infinite if half
+    the channels are zero.
+    """
+
+    skip_rms: float
+    write_rms: float
+    state_rms: float
+    influence: float
+    effective_rank: float
+    outlier: float
+    sampled: int
+
+    @property
+    def write_share(self) -> float:
+        """write / (skip + write), from 0 (the branch writes nothing) to 1 (it writes all)."""
+        return share(self.write_rms, self.skip_rms)
+
+
+class Kept(NamedTuple):
+    """What is kept of one connection until the run is over: numbers and one small matrix, none read before the end."""
+
+    skip_rms: Tensor
+    write_rms: Tensor
+    influence: Tensor
+    channels: Tensor
+    gram: Tensor
+
+
+def watch_into(kept: dict[Node, Kept]) -> Watch:
+    """A capture's watch that measures each connection as it is made; `forward_of` reads what it keeps."""
+
+    def watch(skip: Tensor, write: Tensor) -> Callable[[Tensor, Node], None]:
+        before = _rms(skip), _rms(write)
+        old = skip.detach().clone()  # the sum may be made in place
+
+        def measured(state: Tensor, node: Node) -> None:
+            kept[node] = Kept(*before, *_shape(old, state.detach(), features(node.connection)))
+
+        return measured
+
+    return watch
+
+
+def forward_of(kept: Kept) -> Forward:
+    """Read the numbers off: the first time that the device is waited for."""
+    channels = kept.channels.double().cpu()
+    middle = channels.median()
+    # √ of the Gram matrix's eigenvalues are the singular values of the sample itself.
+    values = torch.zeros(1).double()
+    if torch.isfinite(kept.gram).all():
+        values = torch.linalg.eigvalsh(kept.gram.double().cpu()).clamp(min=0).sqrt()
+    shares = values / values.sum()
+    return Forward(
+        float(kept.skip_rms),
+        float(kept.write_rms),
+        float(channels.square().mean().sqrt()),
+        float(kept.influence),
+        float(torch.special.entr(shares).sum().exp()),
+        float(channels.max() / middle),
+        len(kept.gram),
+    )
+
+
+def features(connection: Connection | None) -> int:
+    """The dimension of a state that holds its features, counted from the end."""
+    if connection is not None and len(connection.sum.shape) > 2:
+        for node in branch_of(connection):
+            shapes = (node.shape, *(parent.shape for parent in node.activations))
+            if node.op in CONVOLUTION and node.transforms and connection.sum.shape in shapes:
+                return -1 - CONVOLUTION[node.op]
+    return -1
+
+
+def share(part: float, rest: float) -> float:
+    """part / (part + rest), 0 if there is neither."""
+    return part / (part + rest) if part + rest > 0 else 0.0
+
+
+def _shape(old: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Influence, root mean square of each channel, and the Gram matrix of a sample of positions."""
+    old, state = (_real(value.movedim(dim, -1)) for value in (old, state))
+    wide = torch.promote_types(state.dtype, torch.float32)
+    if state.ndim == 1:  # one vector is one position
+        old, state = old[None], state[None]
+    positions = state.shape[:-1]
+    count = max(positions.numel(), 1)
+    channels = torch.linalg.vector_norm(state, dim=tuple(range(len(positions))), dtype=wide) / count**0.5
+    at = torch.unravel_index(torch.arange(min(count, SAMPLE), device=state.device) * _stride(count) % count, positions)
+    rows, before = state[at].to(wide), old[at].to(wide)
+    influence = 1 - F.cosine_similarity(before, rows, dim=-1).mean()
+    rows = F.normalize(rows, dim=-1)
+    return influence, channels, rows @ rows.mT
+
+
+def _stride(count: int) -> int:
+    """A stride that visits every position once: by the golden ratio, so that it does not stay in an image's column."""
+    stride = max(round(count * 0.618), 1)
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
+
+
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value).flatten(-2) if value.is_complex() else value
+
+
+def _rms(value: Tensor) -> Tensor:
+    return norm(value) / max(value.numel(), 1) ** 0.5
