@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -19,12 +20,16 @@ SCHEMA = "residuum.audit/1"
 
 @dataclass(frozen=True)
 class Audit:
-    """What was measured, what the rules found in it, and which of them could not run (code to reason)."""
+    """What was measured, what the rules found in it, and which of them could not run (code to reason).
+
+    `notes` say what a reader must know of how the audit was made.
+    """
 
     target: str
     seen: Evidence
     findings: list[Finding]
     skipped: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def graph(self) -> ResidualGraph:
@@ -62,6 +67,7 @@ class Audit:
             "schema": SCHEMA,
             "made_with": {"residuum": version("residuum"), "torch": version("torch")},
             "target": self.target,
+            "notes": self.notes,
             "loss": {"name": self.flow.loss_name, "value": self.flow.loss},
             "operations": self.graph.operations,
             "streams": streams,
@@ -93,7 +99,7 @@ def audit(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any)
     return judge(Evidence(measured.graph, measured), type(model).__name__)
 
 
-def judge(seen: Evidence, target: str) -> Audit:
+def judge(seen: Evidence, target: str, notes: Sequence[str] = ()) -> Audit:
     """Ask every rule."""
     findings: list[Finding] = []
     skipped = {}
@@ -103,7 +109,7 @@ def judge(seen: Evidence, target: str) -> Audit:
         except Skip as reason:
             skipped[rule.code] = str(reason)
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
-    return Audit(target, seen, findings, skipped)
+    return Audit(target, seen, findings, skipped, notes=list(notes))
 
 
 def _as_dict(measured: Measured) -> dict[str, Any]:

@@ -23,7 +23,13 @@ class Options:
     """Find a model's residual connections and judge what flows through them."""
 
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
-    """A run folder, or package.module:callable that returns a model or (model, inputs)."""
+    """A run folder; package.module:callable that returns a model or (model, inputs); a Hugging Face folder or org/name;
+    a .pt2 file of torch.export; with --structure also a config.json or a recipe's .toml file."""
+    structure: bool = False
+    """Look at the structure alone: nothing needs weights, and a model of any size fits."""
+    inputs: str | None = None
+    """What to run the model on: a .safetensors, .json or .toml file with the arguments of forward by name, or
+    package.module:callable. None: they are made."""
     format: Literal["terminal", "json", "html"] = "terminal"
     """How the audit is written."""
     out: Path | None = None
@@ -36,7 +42,7 @@ def main(args: list[str]) -> int:
     """Audit and report; 1 if a finding reaches --fail-on."""
     options = parse(Options, args, "audit")
     with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the audit
-        audit = audit_target(options.target)
+        audit = audit_target(options.target, options.structure, options.inputs)
     out = options.out or (Path("audit.html") if options.format == "html" else None)
     if options.format == "terminal":
         if out:

@@ -92,7 +92,7 @@ class Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = getattr(func, "__name__", "")
+        op = getattr(func, "__name__", "").partition(".")[0]  # an exported program calls `add.Tensor`
         if op == "__get__":  # an attribute such as `weight.T`
             op = getattr(getattr(func, "__self__", None), "__name__", op)
         found = self._look_at_sum(args, kwargs) if op in ops.SUM or op in ops.LERP else None
