@@ -16,17 +16,38 @@ from residuum.audit.targets.shrink import smaller
 LARGEST = 60_000_000
 
 
+# What a default config leaves open, or has in a form that its own model refuses: the values of a published model.
+OPEN: dict[str, dict[str, Any]] = {
+    "convnext": {"hidden_sizes": [96, 192, 384, 768]},
+    "convnextv2": {"hidden_sizes": [96, 192, 384, 768]},
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "focalnet": {"hidden_sizes": [192, 384, 768, 768]},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "reformer": {"is_decoder": True},
+    "wav2vec2-bert": {"vocab_size": 32},
+    "wav2vec2-conformer": {"vocab_size": 32},
+    "xmod": {"default_language": "en_XX"},
+}
+
+
 class CannotRun(Exception):
     """Why no small model of this architecture ran."""
 
 
 def small_model(cls: Any, config: Any = None, layers: int = 4) -> tuple[nn.Module, Inputs, list[str]]:
     """A model of `cls` that runs, inputs for it, and what was changed. Raises `CannotRun` with the first reason."""
-    config = cls.config_class() if config is None else config
+    given = OPEN.get(cls.config_class.model_type, {}) if config is None else None
+    config = cls.config_class(**(given or {})) if config is None else config
     reasons: list[str] = []
     for cut in dict.fromkeys((enough(config, layers), 2 * layers, 3 * layers)):
         try:
-            shorter = few_layers(config, cut)
+            shorter = few_layers(config, cut, given)
         except Exception as error:
             reasons.append(f"{type(error).__name__}: {error}")
             continue
@@ -69,15 +90,20 @@ def _values(config: Any) -> list[Any]:
     return own + [inner for value in own if hasattr(value, "model_type") for inner in _values(value)]
 
 
-def few_layers(config: Any, cut: int) -> Any:
-    """The config with at most `cut` layers: made anew, so that whatever follows from the depth follows it here too."""
+def few_layers(config: Any, cut: int, given: dict[str, Any] | None) -> Any:
+    """The config with at most `cut` layers.
+
+    One that was made of `given` values is made anew, so that whatever follows from the depth follows it here too.
+    """
     changes = _changes(config, cut)
-    try:
-        return type(config)(**changes)
-    except Exception:
-        copied = copy.deepcopy(config)
-        _apply(copied, changes)
-        return copied
+    if given is not None:
+        try:
+            return type(config)(**{**given, **changes})
+        except Exception:  # not every config accepts every depth; then what follows from it is cut as well
+            pass
+    copied = copy.deepcopy(config)
+    _apply(copied, changes)
+    return copied
 
 
 def _changes(config: Any, cut: int) -> dict[str, Any]:
@@ -95,7 +121,7 @@ def _changes(config: Any, cut: int) -> dict[str, Any]:
                 changes[name] = new
         elif isinstance(value, (list, tuple)) and value:
             if STAGES.search(name) and all(type(each) is int for each in value):
-                changes[name] = type(value)(min(each, 2) for each in value)
+                changes[name] = type(value)(min(each, cut // 2) for each in value)
             elif len(value) in depths:
                 changes[name] = value[:cut]
             elif PLACES.search(name) and depths and all(type(each) is int for each in value):

@@ -16,6 +16,7 @@ from residuum.stream.connection import carried
 from residuum.stream.errors import TraceError
 from residuum.stream.node import Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
+from residuum.stream.raised import module_that_raised
 from residuum.stream.untouched import untouched
 
 Readers = dict[Node, list[Node]]
@@ -111,7 +112,8 @@ def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
         with capture:
             return model(*args, **kwargs)
     except (Exception, SystemExit) as error:
-        raise TraceError(f"{type(model).__name__}'s forward pass raised {type(error).__name__}: {error}") from error
+        where = f" in {path}" if (path := module_that_raised(model, error)) else ""
+        raise TraceError(f"{type(model).__name__}'s forward pass raised {type(error).__name__}{where}: {error}") from error
 
 
 def graph_of(capture: Capture) -> ResidualGraph:

@@ -31,7 +31,7 @@ def make_inputs(model: nn.Module) -> Iterator[Inputs]:
         raise InputError(f"{type(model).__name__} names no input: {_how('NAME')}")
     main = getattr(model, "main_input_name", None)
     main = main if main in given else given[0]
-    maker = _Maker(model)
+    maker = _Maker(model, main)
     found = maker.candidates(main)
     if not found:
         raise InputError(f"no inputs can be made for {type(model).__name__}: {_how(main)}")
@@ -84,10 +84,10 @@ def _arguments(model: nn.Module) -> tuple[list[str], list[str], bool]:
 class _Maker:
     """Values for forward's arguments. `always` are the optional ones that are given all the same."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, main: str) -> None:
         self.config = getattr(model, "config", None)
         self.always = {"decoder_input_ids", "bbox"}
-        self._model = model
+        self._main = main
         self._layers = list(model.modules())
         self._generator = torch.Generator().manual_seed(0)
         self._known: dict[str, list[Tensor]] = {}
@@ -113,19 +113,23 @@ class _Maker:
             yield from self._tokens(name)
         elif name in makers:
             yield from makers[name]()
-        elif self.config is None or name == getattr(self._model, "main_input_name", None):
+        elif name == self._main:
             yield from self._by_layer()
 
     def _tokens(self, name: str = "") -> Iterator[Tensor]:
-        sizes = [number for field, number in integers(self.config) if role_of(field) == "vocabulary" and number > 1]
-        ids = {number for field, number in integers(self.config) if role_of(field) == "id"}
+        decoder = name.startswith("decoder")
+        own = self._field("decoder_vocab_size") if decoder else getattr(self.config, "vocab_size", None)
+        nested = getattr(getattr(self.config, "decoder", None), "vocab_size", None) if decoder else None
         tables = [layer.num_embeddings for layer in self._layers if isinstance(layer, nn.Embedding)]
-        own = getattr(self.config, "decoder_vocab_size", None) if name.startswith("decoder") else None
-        own = own or getattr(self.config, "vocab_size", None)
-        size = own if isinstance(own, int) else min(sizes) if sizes else next((n for n in tables if n), 0)
-        ordinary = torch.tensor([token for token in range(size) if token not in ids])
-        if len(ordinary):
-            chosen = torch.randint(len(ordinary), (BATCH, LENGTH), generator=self._generator)
+        size = own or nested or self._field("vocab_size") or next((rows for rows in tables if rows), 0)
+        special = {number for field, number in integers(self.config) if role_of(field) == "id"}
+        ordinary = torch.tensor([token for token in range(size) if token not in special])
+        shapes = [(BATCH, LENGTH)]
+        books = self._field("num_codebooks")
+        if books:  # several tokens at a place: stacked in the batch, or last
+            shapes += [(BATCH * books, LENGTH), (BATCH, LENGTH, books + 1)]
+        for shape in shapes if len(ordinary) else ():
+            chosen = torch.randint(len(ordinary), shape, generator=self._generator)
             yield ordinary[chosen].to(self._place["device"])
 
     def _pixels(self) -> Iterator[Tensor]:
@@ -153,6 +157,9 @@ class _Maker:
         by_channel = self._random(BATCH, width, 2 * source if source else FRAMES)
         by_frame = self._random(BATCH, FRAMES, width)
         yield from (by_channel, by_frame) if conv is not None and conv.in_channels == width else (by_frame, by_channel)
+        linear = self._first(nn.Linear)
+        if linear is not None:  # several frames are stacked to one
+            yield self._random(BATCH, FRAMES, linear.in_features)
 
     def _waves(self) -> Iterator[Tensor]:
         if self._field("num_mel_bins") and self._field("max_length") and self._first(nn.Conv2d) is not None:
@@ -173,6 +180,7 @@ class _Maker:
         if self._first(nn.Embedding) is not None:
             yield from self._tokens()
         yield from self._pixels()
+        yield from self._waves()
 
     def _by_layer(self) -> Iterator[Tensor]:
         """For what its name does not tell: what the first layer with an unmistakable input reads."""

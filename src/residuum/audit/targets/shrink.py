@@ -17,7 +17,7 @@ HEAD_DIM, WIDTH, STREAM, VOCABULARY, LARGE, EVEN = 8, 16, 32, 1024, 64, 4
 # What a field counts, read off its name. The first pattern that fits decides.
 _ROLES = {
     "id": r"_token_ids?$|_token_index$|_(start|end)_ids?$|^(unk|pad|mask|bos|eos)_index$",
-    "vocabulary": r"(^|_)vocab(_size|_size_.*)?$|^num_entities$",
+    "vocabulary": r"^(?!type_)(.*_)?vocab(_size|_size_.*)?$",
     "experts": r"^(num|n|moe_num|num_local|n_routed|num_routed|zero)_experts?(_num)?$|^num_zero_experts$",
     "chosen": r"experts_per_tok(en)?$|^(moe_)?top_?k(_experts)?$|^moe_k$",
     "expert groups": r"^(n|num_expert)_group$",
@@ -28,7 +28,7 @@ _ROLES = {
     "head width": r"head_(dim|size|width)s?$|^d_(kv|head)$|dim_head$|_d_head$|^rotary_dim$|^mrope_section$|^key_dim$",
     "width": r"(^|_)(hidden|intermediate|inner|embed|embedding|ffn|ff|feed_forward|projection|proj|expand|emb|output)"
     r"_?(size|dim|width)s?(_.*)?$|(^|_)(dims?|ranks?|channels?|units|width|embd|n_inner|dff|d_model|d_inner|d_ff|ffn_dim"
-    r"|d_embed|d_latents|hidden_size)(_.*)?$|^dim_ff$|hidden_sizes$|_size_global$",
+    r"|d_embed|d_latents|d_ssm|upsample_groups|hidden_size)(_.*)?$|^dim_ff$|hidden_sizes$|_size_global$",
 }
 _PATTERNS = {role: re.compile(pattern) for role, pattern in _ROLES.items()}
 _STREAM = re.compile(r"hidden_size|d_model|n_embd|dim|emb_dim|embed_dim|hidden_dim")
@@ -77,7 +77,7 @@ def smaller(config: Any) -> Iterator[tuple[Any, str]]:
 
 
 def integers(config: Any) -> Iterator[tuple[str, int]]:
-    """Every integer in a config and the configs below it, lists opened, with its name."""
+    """Every integer in a config and the configs below it, lists opened, with its name; none where there is no config."""
     for name, value in _items(config):
         if name.startswith("_"):
             continue
@@ -159,7 +159,7 @@ def _experts(config: Any) -> int:
 
 
 def _items(node: Any) -> list[tuple[str, Any]]:
-    return [(str(k), v) for k, v in (node if isinstance(node, dict) else vars(node)).items()]
+    return [(str(k), v) for k, v in (node if isinstance(node, dict) else getattr(node, "__dict__", {})).items()]
 
 
 def _is_node(value: Any) -> bool:
