@@ -37,18 +37,17 @@ def audit_target(target: str, structure: bool = False, inputs: str | None = None
     Raises `InputError` if it names nothing that can be audited.
     """
     path = Path(target)
+    if target and (path / "recipe.toml").is_file() and not structure:
+        if inputs is not None:
+            raise InputError("--inputs: a run is audited on its own held-out text: leave it away")
+        return audit_run(RunFolder.open(target))
     with _importable_from_here():
         given = given_inputs(inputs) if inputs is not None else None
         if structure:
             graph, notes = _structure(target, path, given)
             return judge(Evidence(graph), target, notes=notes)
-        if (path / "recipe.toml").is_file() and target:
-            if given is not None:
-                raise InputError("--inputs: a run is audited on its own held-out text: leave it away")
-            return audit_run(RunFolder.open(target))
         built = _build(target, path)
-        if given is not None:
-            built.inputs = given
+        built.inputs = given or built.inputs
         measured, notes = built.run(flow)
         return judge(Evidence(measured.graph, measured), target, notes=notes)
 

@@ -113,7 +113,9 @@ def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
             return model(*args, **kwargs)
     except (Exception, SystemExit) as error:
         where = f" in {path}" if (path := module_that_raised(model, error)) else ""
-        raise TraceError(f"{type(model).__name__}'s forward pass raised {type(error).__name__}{where}: {error}") from error
+        raise TraceError(
+            f"{type(model).__name__}'s forward pass raised {type(error).__name__}{where}: {error}"
+        ) from error
 
 
 def graph_of(capture: Capture) -> ResidualGraph:

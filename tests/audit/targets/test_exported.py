@@ -121,7 +121,9 @@ def test_what_could_run_code_is_refused(part: str, message: str, program: Path, 
         "compiled": (keep, {"data/aotinductor/model/model.so": b""}),
         "function": (replaced(b"torch.ops.aten.tanh.default", b"torch.load", "models/model.json"), {}),
         "expression": (
-            replaced(b'{"as_int": 6}', b'{"as_expr": {"expr_str": "__import__(\'os\').getcwd()"}}', "models/model.json"),
+            replaced(
+                b'{"as_int": 6}', b'{"as_expr": {"expr_str": "__import__(\'os\').getcwd()"}}', "models/model.json"
+            ),
             {},
         ),
     }

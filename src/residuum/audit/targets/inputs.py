@@ -6,6 +6,7 @@ Always the same ones. A config is read by its fields' names alone; no library is
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +36,8 @@ def make_inputs(model: nn.Module) -> Iterator[Inputs]:
     found = maker.candidates(main)
     if not found:
         raise InputError(f"no inputs can be made for {type(model).__name__}: {_how(main)}")
-    others = [name for name in given if name != main and (name in required or name in maker.always)]
+    wanted = {*required, *(name for name in maker.always if maker.candidates(name))}
+    others = [name for name in given if name != main and name in wanted]
     unknown = [name for name in others if not maker.candidates(name)]
     if unknown:
         raise InputError(
@@ -86,7 +88,7 @@ class _Maker:
 
     def __init__(self, model: nn.Module, main: str) -> None:
         self.config = getattr(model, "config", None)
-        self.always = {"decoder_input_ids", "bbox"}
+        self.always = {"decoder_input_ids", "bbox", "spatial_shapes", "pixel_attention_mask"}
         self._main = main
         self._layers = list(model.modules())
         self._generator = torch.Generator().manual_seed(0)
@@ -107,6 +109,8 @@ class _Maker:
             "input_values": self._waves,
             "decoder_input_values": self._spectra,
             "bbox": self._boxes,
+            "spatial_shapes": self._grids,
+            "pixel_attention_mask": self._present,
             "inputs": self._any,
         }
         if name in TOKENS and (self._first(nn.Embedding) or self._field("vocab_size")):
@@ -124,7 +128,7 @@ class _Maker:
         size = own or nested or self._field("vocab_size") or next((rows for rows in tables if rows), 0)
         special = {number for field, number in integers(self.config) if role_of(field) == "id"}
         ordinary = torch.tensor([token for token in range(size) if token not in special])
-        shapes = [(BATCH, LENGTH)]
+        shapes: list[tuple[int, ...]] = [(BATCH, LENGTH)]
         books = self._field("num_codebooks")
         if books:  # several tokens at a place: stacked in the batch, or last
             shapes += [(BATCH * books, LENGTH), (BATCH, LENGTH, books + 1)]
@@ -139,6 +143,9 @@ class _Maker:
         height, width = sides if isinstance(sides, (list, tuple)) else (sides or IMAGE, sides or IMAGE)
         channels = self._field("num_channels", "in_channels", "in_chans")
         channels = channels if isinstance(channels, int) else (conv.in_channels if conv is not None else 3)
+        side = self._grid()
+        if side and conv is None:  # images of any shape come cut into patches already
+            yield self._random(BATCH, side * side, channels * self._field("patch_size") ** 2)
         if cube is not None or self._field("num_frames"):
             yield self._random(BATCH, self._field("num_frames") or 4, channels, height, width)
         yield self._random(BATCH, channels, height, width)
@@ -175,6 +182,18 @@ class _Maker:
 
     def _boxes(self) -> Iterator[Tensor]:
         yield torch.tensor([0, 0, 10, 10], device=self._place["device"]).expand(BATCH, LENGTH, 4)
+
+    def _grid(self) -> int:
+        """How many patches a side of an image has where the config counts them; else 0."""
+        return math.isqrt(self._field("num_patches") or 0)
+
+    def _grids(self) -> Iterator[Tensor]:
+        if self._grid():
+            yield torch.full((BATCH, 2), self._grid(), device=self._place["device"])
+
+    def _present(self) -> Iterator[Tensor]:
+        if self._grid():
+            yield torch.ones(BATCH, self._grid() ** 2, dtype=torch.long, device=self._place["device"])
 
     def _any(self) -> Iterator[Tensor]:
         if self._first(nn.Embedding) is not None:

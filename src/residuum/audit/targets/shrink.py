@@ -77,7 +77,7 @@ def smaller(config: Any) -> Iterator[tuple[Any, str]]:
 
 
 def integers(config: Any) -> Iterator[tuple[str, int]]:
-    """Every integer in a config and the configs below it, lists opened, with its name; none where there is no config."""
+    """Every integer in a config and those below it, lists opened, with its name; none where there is no config."""
     for name, value in _items(config):
         if name.startswith("_"):
             continue
