@@ -37,6 +37,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gradient_reach.py
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/structure.py
 
 docs: .venv/dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright

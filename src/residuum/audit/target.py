@@ -17,10 +17,10 @@ from residuum.audit.targets import exported, huggingface
 from residuum.audit.targets.built import Built
 from residuum.audit.targets.given import given_inputs
 from residuum.audit.targets.imported import from_callable
-from residuum.audit.targets.structure import Arguments, on_meta, structure_of_config
+from residuum.audit.targets.structure import Arguments, Traced, on_meta, structure_of_config
 from residuum.errors import InputError
 from residuum.model import Transformer
-from residuum.stream import ResidualGraph, TraceError, flow, trace
+from residuum.stream import TraceError, flow, trace
 from residuum.train.recipe import load_recipe
 from residuum.train.run_folder import RunFolder
 
@@ -44,8 +44,8 @@ def audit_target(target: str, structure: bool = False, inputs: str | None = None
     with _importable_from_here():
         given = given_inputs(inputs) if inputs is not None else None
         if structure:
-            graph, notes = _structure(target, path, given)
-            return judge(Evidence(graph), target, notes=notes)
+            traced = _structure(target, path, given)
+            return judge(Evidence(traced.graph), target, notes=traced.notes)
         built = _build(target, path)
         built.inputs = given or built.inputs
         measured, notes = built.run(flow)
@@ -70,7 +70,7 @@ def _build(target: str, path: Path) -> Built:
     raise InputError(f"'{target}' names nothing that can be audited: {FORMS}")
 
 
-def _structure(target: str, path: Path, inputs: Arguments | None) -> tuple[ResidualGraph, list[str]]:
+def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
     recipe = path / "recipe.toml" if path.is_dir() else path
     if target and recipe.suffix == ".toml" and recipe.is_file():
         shape = load_recipe(str(recipe)).model
@@ -82,7 +82,8 @@ def _structure(target: str, path: Path, inputs: Arguments | None) -> tuple[Resid
     if path.suffix == ".pt2" and path.is_file():  # its graph is bound to its own tensors
         built = exported.from_file(path)
         built.inputs = inputs or built.inputs
-        return built.run(trace)
+        graph, notes = built.run(trace)
+        return Traced(graph, built.model, notes)
     came: list[nn.Module] = []
 
     def build() -> Built:

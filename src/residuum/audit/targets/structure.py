@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,13 +18,21 @@ from residuum.stream import ResidualGraph, TraceError, trace
 LARGEST = 300_000_000
 """Parameters of a shrunk model that are still worth the memory: 1.2 GB in float32."""
 
+BFLOAT16 = "built in bfloat16, for float32 did not run on meta tensors"
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def structure_of_config(
-    config: Any, build: Callable[[Any], nn.Module], inputs: Arguments | None
-) -> tuple[ResidualGraph, list[str]]:
-    """The residual graph of `build(config)`, and notes on how it was come by.
+class Traced(NamedTuple):
+    """A model's residual graph, the model that it was read off, and notes on how."""
+
+    graph: ResidualGraph
+    model: nn.Module
+    notes: list[str]
+
+
+def structure_of_config(config: Any, build: Callable[[Any], nn.Module], inputs: Arguments | None) -> Traced:
+    """The structure of `build(config)`.
 
     Tried in turn: meta tensors; meta tensors in bfloat16, which some expert layers insist on; the config shrunk in all
     but its layers, on real tensors. Raises `InputError` with what the first and the last try met.
@@ -32,22 +40,23 @@ def structure_of_config(
     met: list[Exception] = []
     for dtype in (torch.float32, torch.bfloat16):
         try:
-            graph, notes = on_meta(lambda: Built(build(copy.deepcopy(config)).to(dtype)), inputs)  # noqa: B023 - called here
-            return graph, [*notes, *(["built in bfloat16, for float32 did not run on meta tensors"] if met else [])]
+            traced = on_meta(lambda: Built(build(copy.deepcopy(config)).to(dtype)), inputs)  # noqa: B023 - called here
+            return traced._replace(notes=[*traced.notes, *([BFLOAT16] if met else [])])
         except (TraceError, InputError) as error:
             met.append(error)
     for shrunk, changed in smaller(config):
         try:
             built = Built(_seeded(lambda: _affordable(build, shrunk)), inputs)  # noqa: B023 - called here
             graph, notes = built.run(trace)
-            return graph, [f"shrunk and run on real tensors: {changed}; because {_first_words(met[0])}", *notes]
+            how = f"shrunk and run on real tensors: {changed}" if changed else "run on real tensors, of random weights"
+            return Traced(graph, built.model, [f"{how}; because {_first_words(met[0])}", *notes])
         except (TraceError, InputError) as error:
             met.append(error)
     raise InputError(f"the structure could not be traced: {_first_words(met[0])}; shrunk: {_first_words(met[-1])}")
 
 
-def on_meta(build: Callable[[], Built], inputs: Arguments | None) -> tuple[ResidualGraph, list[str]]:
-    """The residual graph of what `build` makes on the meta device, which holds shapes and no values."""
+def on_meta(build: Callable[[], Built], inputs: Arguments | None) -> Traced:
+    """The structure of what `build` makes on the meta device, which holds shapes and no values."""
     try:
         with torch.device("meta"):
             built = build()
@@ -56,7 +65,8 @@ def on_meta(build: Callable[[], Built], inputs: Arguments | None) -> tuple[Resid
     except Exception as error:
         raise InputError(f"building on meta tensors raised {type(error).__name__}: {error}") from error
     model, own = built.model.eval().to("meta"), inputs or built.inputs
-    return Built(model, own and to_meta(own), ["structure alone, on meta tensors", *built.notes]).run(trace)
+    graph, notes = Built(model, own and to_meta(own), ["structure alone, on meta tensors", *built.notes]).run(trace)
+    return Traced(graph, model, notes)
 
 
 def to_meta(inputs: Arguments) -> Arguments:
