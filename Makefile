@@ -38,6 +38,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gradient_reach.py
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/structure.py
 
 faults: .venv/dev
 	$(BIN)/pytest tests/faults -m faults

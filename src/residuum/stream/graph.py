@@ -18,6 +18,7 @@ from residuum.stream.connection import behind, carried, mixes_streams
 from residuum.stream.errors import TraceError, in_one_line
 from residuum.stream.node import ACTIVATION, CONSTANT, WEIGHT, Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
+from residuum.stream.raised import module_that_raised
 from residuum.stream.untouched import untouched
 
 Readers = dict[Node, list[Node]]
@@ -135,7 +136,8 @@ def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
         with _eager(), capture:
             return model(*args, **kwargs)
     except (Exception, SystemExit) as error:
-        raise TraceError(f"{type(model).__name__}'s forward pass raised {in_one_line(error)}") from error
+        raised = in_one_line(error, module_that_raised(model, error))
+        raise TraceError(f"{type(model).__name__}'s forward pass raised {raised}") from error
 
 
 def _eager() -> AbstractContextManager:

@@ -27,8 +27,8 @@ def normalised_by(node: Node) -> Node | None:
 
 
 def _is_statistic_of(statistic: Node, value: Node) -> bool:
-    # `x.float()`, `x - mean` or `gain * x` may be what is scaled while the statistic is taken of x itself, and the other
-    # way round.
+    # `x.float()`, `x - mean` or `gain * x` may be what is scaled while the statistic is taken of x itself, and the
+    # other way round.
     sources = {value.index}
     source = value
     while source.activations and (
