@@ -16,7 +16,7 @@ from residuum.audit.targets.shrink import smaller
 LARGEST = 60_000_000
 
 
-# What a default config leaves open, or has in a form that its own model refuses: the values of a published model.
+# What a default config leaves open, or has in a form that its own model refuses, by model type or class.
 OPEN: dict[str, dict[str, Any]] = {
     "convnext": {"hidden_sizes": [96, 192, 384, 768]},
     "convnextv2": {"hidden_sizes": [96, 192, 384, 768]},
@@ -29,7 +29,7 @@ OPEN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
-    "reformer": {"is_decoder": True},
+    "ReformerModelWithLMHead": {"is_decoder": True},
     "wav2vec2-bert": {"vocab_size": 32},
     "wav2vec2-conformer": {"vocab_size": 32},
     "xmod": {"default_language": "en_XX"},
@@ -42,7 +42,7 @@ class CannotRun(Exception):
 
 def small_model(cls: Any, config: Any = None, layers: int = 4) -> tuple[nn.Module, Inputs, list[str]]:
     """A model of `cls` that runs, inputs for it, and what was changed. Raises `CannotRun` with the first reason."""
-    given = OPEN.get(cls.config_class.model_type, {}) if config is None else None
+    given = OPEN.get(cls.__name__) or OPEN.get(cls.config_class.model_type, {}) if config is None else None
     config = cls.config_class(**(given or {})) if config is None else config
     reasons: list[str] = []
     for cut in dict.fromkeys((enough(config, layers), 2 * layers, 3 * layers)):

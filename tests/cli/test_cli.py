@@ -236,7 +236,7 @@ def test_reports_go_where_they_are_told(models: str, capsys: pytest.CaptureFixtu
         ("their_models:", "name both sides of the colon"),
         ("", "'' is no target: name a run folder"),
         ("their_models:mute", "no inputs can be made for Plain: return (module, inputs)"),
-        ("their_models:wrong_input", "Plain's forward pass raised RuntimeError: mat1 and mat2"),
+        ("their_models:wrong_input", "Plain's forward pass raised RuntimeError in a: mat1 and mat2"),
         (".", "is no run folder: it holds no recipe.toml"),
     ],
 )
