@@ -75,6 +75,11 @@ def test_a_skip_inside_a_branch_belongs_to_the_branch() -> None:
     assert stream.residuals[0].inner[0].kind == "scaled"
 
 
+def test_a_state_that_only_a_branch_reads_is_inside_that_branch() -> None:
+    (stream,) = residuum.trace(wild.Detour(), X).streams
+    assert [[inner.branch for inner in r.inner] for r in stream.residuals] == [["shared"]] * 3
+
+
 def test_a_skip_over_the_whole_stack_is_one_more() -> None:
     (stream,) = residuum.trace(wild.GlobalSkip(), X).streams
     assert [r.kind for r in stream.residuals] == ["identity"] * 3 + ["scaled"]

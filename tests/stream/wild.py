@@ -314,10 +314,35 @@ class PositionsEverywhere(Stack):
         return x + self.mlps[i](self.norms[i](x))
 
 
+class MemoryTable(Stack):
+    """Each layer keeps a running mean of its own in one table for all layers."""
+
+    expected = ("identity", "pre")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay = nn.ParameterList(torch.full((D,), 0.5) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table = x.new_zeros(x.shape[1], D, 3)
+        return super().forward(x)
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        memory = self.table[:, :, i].clone()
+        y = self.mlps[i].up(self.norms[i](x))[..., :D]
+        seen = []
+        for t in range(x.shape[0]):
+            gate = torch.exp(-self.decay[i] * y[t].square())
+            memory = gate * memory + (1 - gate) * y[t]
+            seen.append(memory)
+        self.table[:, :, i] = memory
+        return x + self.mlps[i].down(torch.cat([torch.stack(seen), y], -1))
+
+
 ONE_STREAM = [
     AddCMul, AddMM, StackedSum, BuiltinSum, IndexAdd, Broadcast, OneVector, StochasticDepth, DroppedStream, HandLerp,
     GRUGate, FourierMixing, QuantisedBuffers, WeightNorm, Adapter, DoubledSkip, ParallelInTurn, ParallelTogether,
-    ParallelInPlace, FusedAddNorm, NormedSkip, Lookalikes, PositionsEverywhere,
+    ParallelInPlace, FusedAddNorm, NormedSkip, Lookalikes, PositionsEverywhere, MemoryTable,
 ]  # fmt: skip
 
 
@@ -409,3 +434,15 @@ class PooledSkip(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         return self.out(F.avg_pool1d(x, 2) + torch.tanh(self.conv(x)))
+
+
+class Detour(Stack):
+    """What a branch reads is first joined by another branch, and only inside it: the stream does not keep it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = models.Mlp()
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        joined = x + self.shared(self.norms[i](x))
+        return x + self.mlps[i](self.norms[i](joined))

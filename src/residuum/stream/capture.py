@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from residuum.stream import ops
-from residuum.stream.connection import Fork, carries_state, find_fork
+from residuum.stream.connection import Fork, carries, find_fork
 from residuum.stream.node import ACTIVATION, BUFFER, CONSTANT, WEIGHT, Connection, Node, Source
 from residuum.stream.sums import addends_of
 
@@ -271,10 +271,12 @@ class _Found:
     def connection_at(self, node: Node) -> Connection:
         fork, beside = self.fork, self.fork.beside
         added = tuple(self.addends[i] for i in fork.writes_at)
-        carries = (beside.carries if beside else (fork.skip,)) + tuple(each for each in added if carries_state(each))
+        states = (beside.carries if beside else (fork.skip,)) + tuple(
+            each for each in added if carries(each, fork.node)
+        )
         fork.node.forks = True
         return Connection(
-            node, fork.skip, fork.writes, fork.node, calling_line(), carries, fork.projected, self._fused, beside
+            node, fork.skip, fork.writes, fork.node, calling_line(), states, fork.projected, self._fused, beside
         )
 
 

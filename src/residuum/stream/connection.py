@@ -61,11 +61,13 @@ def carried(node: Node) -> list[Node]:
     """The operands whose value `node` carries on: all of a view or a cast, a factor of a product, the skip of a sum."""
     if node.connection is not None:
         return list(node.connection.carries)
-    if node.op == "__setitem__":  # what is written to a part of a table of values does not make it a state
-        base, *values = node.inputs
-        return [base, *(value for value in values[-1:] if value.role == ACTIVATION and carries_state(value))]
+    if node.op == "__setitem__":
+        return [node.inputs[0], *_state_written(node)]
     if node.op in ops.JOIN:
         return node.activations
+    if node.op in ops.PART and node.inputs and node.inputs[0].op == "__setitem__":
+        # One row of a table that holds every layer's own memory is no other layer's row.
+        return [node.inputs[0]] if _state_written(node.inputs[0]) else []
     if node.op in ops.CARRY:
         return list(node.inputs[:1]) if not node.reads_table else []
     if node.op in ops.MULTIPLY:
@@ -76,6 +78,11 @@ def carried(node: Node) -> list[Node]:
     return []
 
 
+def _state_written(node: Node) -> list[Node]:
+    """What an assignment to a part writes there, if it is a state."""
+    return [value for value in node.inputs[-1:] if value.role == ACTIVATION and carries_state(value)]
+
+
 def carries_state(node: Node) -> bool:
     """Whether `node` is itself a state: the sum of an earlier connection, still carried on."""
     while node.connection is None:
@@ -84,6 +91,19 @@ def carries_state(node: Node) -> bool:
             return False
         node = operands[0]
     return True
+
+
+def carries(node: Node, state: Node) -> bool:
+    """Whether `node` still carries `state`, past the connections between them."""
+    pending, seen = [node], {node}
+    while pending:
+        node = pending.pop()
+        if node is state:
+            return True
+        new = [each for each in carried(node) if each not in seen and each.index >= state.index]
+        seen.update(new)
+        pending += new
+    return False
 
 
 def parallel_writes(write: Node, fork: Node) -> tuple[Node, ...]:
@@ -149,8 +169,11 @@ def _fork(skip: Node, write: Node) -> Node | None:
                     heappush(pending, (parent, transformed))
         if (state, True) in reached:
             return state if _is_read(state, {node for node, _ in reached}) else None
-        if (state, False) in reached:  # two parts of one value, or a value and arithmetic on it
-            return None
+        # A write that carries the state too is another part of it, or arithmetic on it: what lies behind the state is
+        # then no fork for that.
+        passed = (state, False)
+        if pending and pending[0] == passed:
+            heappop(pending)
         normed = normalised_by(state)
         for parent in carried(state) if normed is None else [normed]:
             if parent not in carriers:

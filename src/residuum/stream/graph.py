@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from residuum.stream import ops
 from residuum.stream.capture import Capture, tensors_in
-from residuum.stream.connection import behind, carried, mixes_streams
+from residuum.stream.connection import behind, carried, carries, mixes_streams
 from residuum.stream.errors import TraceError, in_one_line
 from residuum.stream.node import ACTIVATION, CONSTANT, WEIGHT, Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
@@ -165,8 +165,20 @@ def graph_of(capture: Capture) -> ResidualGraph:
         if not chain:
             chains.append(chain)
         chain.append(connection)
-    streams = [_stream(chain, readers) for chain in chains]
+    inner = {c: outer for chain in chains for c, outer in _detours(chain)}
+    streams = [_stream([c for c in chain if c not in inner], readers) for chain in chains]
+    for residual in (residual for stream in streams for residual in stream.residuals):
+        own = (c for c, outer in inner.items() if outer is residual.connection)
+        residual.inner += [_residual(i, c, False, readers) for i, c in enumerate(own)]
     return ResidualGraph(_with_inner(streams), len(nodes), capture.hidden, nodes)
+
+
+def _detours(chain: list[Connection]) -> Iterator[tuple[Connection, Connection]]:
+    """A connection whose sum only the branch of a later one reads, which itself forked before: (inner, outer)."""
+    for i, outer in enumerate(chain):
+        since = [c for c in chain[:i] if c.sum.index > outer.fork.index]
+        if len(since) == 1 and len(outer.carries) == 1 and since[0].sum in branch_of(outer):
+            yield since[0], outer
 
 
 def _with_inner(streams: list[Stream]) -> list[Stream]:
@@ -390,17 +402,11 @@ def _norm_reading(node: Node, readers: Readers) -> Node | None:
                 continue
             seen.add(reader)
             value = normalised_by(reader)
-            if value is not None and _carries(value, node):
+            if value is not None and carries(value, node):
                 return reader
             if value is None:
                 pending.append(reader)
     return None
-
-
-def _carries(value: Node, node: Node) -> bool:
-    while value is not node and value.index > node.index and carried(value):
-        value = carried(value)[0]
-    return value is node
 
 
 def _common_path(names: list[str]) -> str:
