@@ -36,6 +36,8 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gradient_reach.py
+	$(BIN)/python benchmarks/healthy.py
+	$(BIN)/python benchmarks/discovery.py
 	$(BIN)/python benchmarks/demo.py
 
 docs: .venv/dev

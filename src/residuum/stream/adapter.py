@@ -12,7 +12,7 @@ from residuum.stream import ops
 from residuum.stream.connection import carried
 from residuum.stream.node import Node
 from residuum.stream.split import norm
-from residuum.stream.weights import parameters_behind
+from residuum.stream.weights import parameters_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _matrix(node: Node, names: dict[Node, str], parameters: Mapping[str, Tensor]
     """The one matrix that `node` multiplies an activation with, as it stands in the model."""
     if not node.parametric:
         return None
-    behind = parameters_behind(node.inputs, names)
+    behind = parameters_of({node}, names)
     matrices = [name for name in behind if parameters[name].ndim == 2 and parameters[name].is_floating_point()]
     return (matrices[0], parameters[matrices[0]].detach()) if len(matrices) == 1 else None
 

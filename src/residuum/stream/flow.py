@@ -29,7 +29,7 @@ from residuum.stream.parameter import ParameterFlow, parameter_flow
 from residuum.stream.slope import log_slope
 from residuum.stream.split import Split
 from residuum.stream.untouched import untouched
-from residuum.stream.weights import parameter_nodes, parameters_behind
+from residuum.stream.weights import parameter_nodes, parameters_behind, parameters_of
 from residuum.stream.where_nan import NanMaker, where_nan
 
 
@@ -85,7 +85,8 @@ class Flow:
 
     `parameters` has every parameter by name; `adapters` the low-rank ones beside a base layer; `collapsed` names the
     parameters that a rounding turned into one value. `nan_maker` is looked for, in a run of its own, only if a value or
-    a gradient is not finite; it is None too where that run was finite.
+    a gradient is not finite; where that run found nothing, the model `changes` between runs
+    (or is finite, and only the squares of its values are not).
     """
 
     graph: ResidualGraph
@@ -96,6 +97,7 @@ class Flow:
     adapters: list[Adapter]
     collapsed: list[str]
     nan_maker: NanMaker | None
+    changes: bool = False
 
     @property
     def without_gradient(self) -> list[str]:
@@ -168,15 +170,16 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     names = parameter_nodes(model, capture.nodes)
     measured = [
         [
-            Measured(r, forward_of(kept[c.sum]), _backward(splits[c]), _parameters_of(c, names))
+            Measured(r, forward_of(kept[c.sum]), _backward(splits[c]), parameters_of(branch_of(c), names))
             for r, c in ((residual, residual.connection) for residual in stream.residuals)
         ]
         for stream in graph.streams
     ]
     flows = {n: parameter_flow(p, gradient_of.get(n)) for n, p in parameters.items()}
-    collapsed = parameters_behind(capture.collapsed(), names)
+    collapsed = {name for node in capture.collapsed() for name in parameters_behind(node, names)}
     finite = math.isfinite(float(value.detach())) and not any(p.verdict == "not finite" for p in flows.values())
     finite = finite and all(math.isfinite(m.forward.state_rms) for stream in measured for m in stream)
+    maker = None if finite else where_nan(model, *args, loss=loss, **kwargs)
     return Flow(
         graph,
         measured,
@@ -184,8 +187,9 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
         name,
         flows,
         list(adapters_in(capture.nodes, names, parameters)),
-        list(collapsed),
-        None if finite else where_nan(model, *args, loss=loss, **kwargs),
+        sorted(collapsed),
+        maker,
+        changes=not finite and maker is None,
     )
 
 
@@ -198,10 +202,6 @@ def _shared(graph: ResidualGraph, nodes: list[Node]) -> set[Connection]:
         if any(reader not in inside for node in branch for reader in readers[node]):
             found.add(connection)
     return found
-
-
-def _parameters_of(connection: Connection, names: dict[Node, str]) -> tuple[str, ...]:
-    return parameters_behind((weight for node in branch_of(connection) for weight in node.inputs), names)
 
 
 def _backward(split: Split) -> Backward | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import nn
 
 from residuum.stream.node import WEIGHT, Node
@@ -14,9 +12,18 @@ def parameter_nodes(model: nn.Module, nodes: list[Node]) -> dict[Node, str]:
     return {node: name for node, (name, _) in zip(nodes, model.named_parameters(), strict=False)}
 
 
-def parameters_behind(weights: Iterable[Node], names: dict[Node, str]) -> tuple[str, ...]:
-    """The parameters from which weights were computed, in the model's order; what is no weight is passed over."""
-    pending, seen = list(weights), set()
+def parameters_behind(weight: Node, names: dict[Node, str]) -> tuple[str, ...]:
+    """The parameters from which a weight was computed, in the model's order."""
+    return _behind([weight], names)
+
+
+def parameters_of(branch: set[Node], names: dict[Node, str]) -> tuple[str, ...]:
+    """The parameters that the nodes of a branch read, its norm's among them, in the model's order."""
+    return _behind([weight for node in branch for weight in node.inputs], names)
+
+
+def _behind(weights: list[Node], names: dict[Node, str]) -> tuple[str, ...]:
+    pending, seen = weights, set()
     while pending:
         node = pending.pop()
         if node not in seen and node.role == WEIGHT:

@@ -28,7 +28,8 @@ class NotFinite(Rule):
         message, residual = seen_at
         maker = seen.flow.nan_maker
         if maker is None:
-            yield self.finding(f"{message}; a second run was finite: the model changes between runs", residual)
+            none = "; a second run found none: the model changes between runs, or only squares overflow"
+            yield self.finding(message + none if seen.flow.changes else message, residual)
         else:
             module = maker.module or (residual.module if residual else "")
             source = maker.source or (residual.source if residual else None)
