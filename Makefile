@@ -37,6 +37,8 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gradient_reach.py
+	$(BIN)/python benchmarks/healthy.py
+	$(BIN)/python benchmarks/discovery.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/structure.py
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from residuum.stream import ops
 from residuum.stream.connection import carried
-from residuum.stream.node import WEIGHT, Node
+from residuum.stream.node import Node
 from residuum.stream.split import norm
-from residuum.stream.weights import parameters_behind
+from residuum.stream.weights import parameters_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _matrix(node: Node, names: dict[Node, str], parameters: Mapping[str, Tensor]
     """The one matrix that `node` multiplies an activation with, as it stands in the model."""
     if not node.transforms:
         return None
-    behind = {name for n in node.inputs if n.role == WEIGHT for name in parameters_behind(n, names)}
+    behind = parameters_of({node}, names)
     matrices = [name for name in behind if parameters[name].ndim == 2 and parameters[name].is_floating_point()]
     return (matrices[0], parameters[matrices[0]].detach()) if len(matrices) == 1 else None
 

@@ -86,7 +86,8 @@ class Flow:
 
     `parameters` has every parameter by name; `adapters` the low-rank ones beside a base layer; `collapsed` names the
     parameters that a rounding turned into one value. `nan_maker` is looked for, in a run of its own, only if a value or
-    a gradient is not finite; it is None too where that run was finite.
+    a gradient is not finite; where that run found nothing, the model `changes` between runs
+    (or is finite, and only the squares of its values are not).
     """
 
     graph: ResidualGraph
@@ -97,6 +98,7 @@ class Flow:
     adapters: list[Adapter]
     collapsed: list[str]
     nan_maker: NanMaker | None
+    changes: bool = False
 
     @property
     def without_gradient(self) -> list[str]:
@@ -182,6 +184,7 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     collapsed = {name for node in capture.collapsed() for name in parameters_behind(node, names)}
     finite = math.isfinite(float(value.detach())) and not any(p.verdict == "not finite" for p in flows.values())
     finite = finite and all(math.isfinite(m.forward.state_rms) for stream in measured for m in stream)
+    maker = None if finite else where_nan(model, *args, loss=loss, **kwargs)
     return Flow(
         graph,
         measured,
@@ -190,7 +193,8 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
         flows,
         list(adapters_in(capture.nodes, names, parameters)),
         sorted(collapsed),
-        None if finite else where_nan(model, *args, loss=loss, **kwargs),
+        maker,
+        changes=not finite and maker is None,
     )
 
 

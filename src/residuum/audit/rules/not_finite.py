@@ -28,7 +28,8 @@ class NotFinite(Rule):
         message, residual = seen_at
         maker = seen.flow.nan_maker
         if maker is None:
-            yield self.finding(f"{message}; a second run was finite: the model changes between runs", residual)
+            none = "; a second run found none: the model changes between runs, or only squares overflow"
+            yield self.finding(message + none if seen.flow.changes else message, residual)
         else:
             module = maker.module or (residual.module if residual else "")
             source = maker.source or (residual.source if residual else None)
@@ -40,13 +41,13 @@ def _seen_at(flow: Flow) -> tuple[str, Residual | None] | None:
         if not math.isfinite(m.forward.state_rms):
             where = "the write" if not math.isfinite(m.forward.write_rms) else "the sum"
             return f"{where} of {place(m.residual)} holds NaN or infinity", m.residual  # what follows has it from here
-    names = flow.not_finite
-    if not names and math.isfinite(flow.loss):
-        return None
-    which = f", as do the gradients of {len(names)} parameters ({some(names)})" if names else ""
+    wrong = []
     if not math.isfinite(flow.loss):
-        return f"the loss is {flow.loss:.3g}{which.replace('as do', 'NaN or infinite')}", None
-    return f"the gradients of {len(names)} parameters hold NaN or infinity ({some(names)})", None
+        wrong.append(f"the loss is {flow.loss:.3g}")
+    if flow.not_finite:
+        names = flow.not_finite
+        wrong.append(f"the gradients of {len(names)} parameters hold NaN or infinity ({some(names)})")
+    return (" and ".join(wrong), None) if wrong else None
 
 
 RULE = NotFinite()
