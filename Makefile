@@ -9,6 +9,7 @@ help:
 	@echo "make lint    format, rules, types and the rooms' contract"
 	@echo "make bench   speed and memory, as ratios, into benchmarks/results/"
 	@echo "make faults  plant faults in many architectures and see each caught by its rule"
+	@echo "make survey  discovery over every architecture of transformers, into docs/architectures.md"
 	@echo "make docs    write the rules' pages and draw the README's pictures (needs Chromium)"
 
 .venv/demo: pyproject.toml constraints.txt
@@ -45,9 +46,12 @@ bench: .venv/dev
 faults: .venv/dev
 	$(BIN)/pytest tests/faults -m faults
 
+survey: .venv/dev
+	$(BIN)/python benchmarks/architectures/survey.py
+
 docs: .venv/dev
 	$(BIN)/python docs/write_rule_pages.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python docs/draw_pictures.py
 
-.PHONY: help demo test lint bench faults docs
+.PHONY: help demo test lint bench faults survey docs
