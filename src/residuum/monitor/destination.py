@@ -65,8 +65,13 @@ class JsonLines:
             file.write((json.dumps(line, allow_nan=False) + "\n").encode())
 
     def _cut_torn_line(self) -> None:
-        content = self._path.read_bytes()
-        os.truncate(self._path, content.rfind(b"\n") + 1)
+        with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return
+            file.seek(-1, os.SEEK_END)
+            if file.read() == b"\n":
+                return
+        os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
 
 
 def read_lines(path: str | Path) -> list[Line]:
