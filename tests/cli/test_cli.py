@@ -221,7 +221,7 @@ def test_reports_go_where_they_are_told(models: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "deep/page.html\n"
     assert Path("deep/page.html").read_text().startswith("<!doctype html>")
     assert "is no regular file" in fails(capsys, "audit", f"{models}:plain", "--format", "json", "--out", "deep")
-    assert "--out goes with --format json or html" in fails(capsys, "audit", f"{models}:plain", "--out", "x")
+    assert "--out goes with --format md, html, json or sarif" in fails(capsys, "audit", f"{models}:plain", "--out", "x")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_generate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "quick", "--model.residual", "prenorm"], "model.residual = 'prenorm'"),
         (["train", "quick", "--data.source", "gone.txt"], "data.source = 'gone.txt' does not exist"),
         (["train", "quick", "--run.device", "warp"], "run.device = 'warp' cannot be used"),
-        (["audit"], "Missing from residuum audit: TARGET"),
+        (["audit"], "audit what? residuum audit TARGET, or --diff A B"),
         (["audit", "x", "--format", "yaml"], "invalid choice 'yaml' for argument '--format'"),
         (["generate", "gone"], "gone is no folder"),
         (["generate", "gone", "--temperature", "nan"], "--temperature is nan: give a finite number"),

@@ -12,6 +12,9 @@ from residuum.stream import Measured
 # Told apart by the colour-blind too, on white and on black alike.
 IDENTITY, BRANCH, STATE, FINDING = "#2F7FD0", "#E07B00", "#8A8F98", "#D1344B"
 
+# Of more connections than this neither points nor ticks are drawn one by one.
+CROWDED = 60
+
 
 def stream_charts(measured: list[Measured]) -> list[dict[str, Any]]:
     """Stream norm, write share and gradient by depth for one stream, as Vega-Lite specifications."""
@@ -99,7 +102,7 @@ def _write_share(rows: list[dict[str, Any]]) -> Any:
         alt.Chart(alt.Data(values=rows))
         .mark_bar(color=BRANCH)
         .encode(
-            _depth(mark="bar"),
+            _bars(rows),
             alt.Y("share:Q", title="write / (skip + write)", axis=alt.Axis(format="~%")),
             tooltip=["branch:N", "source:N", alt.Tooltip("share:Q", format=".1%")],
         )
@@ -127,7 +130,7 @@ def _paths(rows: list[dict[str, Any]]) -> Any:
         alt.Chart(alt.Data(values=values))
         .mark_bar()
         .encode(
-            _depth(mark="bar"),
+            _bars(rows),
             alt.Y("value:Q", title="share of both parts", stack="normalize", axis=alt.Axis(format="%")),
             alt.Color(
                 "part:N",
@@ -168,15 +171,20 @@ def _two_lines(rows: list[dict[str, Any]], axis: str, lines: dict[str, tuple[str
         ),
         tooltip=["branch:N", "part:N", alt.Tooltip("value:Q", format=".3g"), "source:N"],
     )
-    return alt.layer(base.mark_line(), base.mark_point(filled=True, size=40))
+    lines_alone = len(rows) > CROWDED
+    return base.mark_line() if lines_alone else alt.layer(base.mark_line(), base.mark_point(filled=True, size=40))
 
 
-def _depth(mark: str = "line") -> alt.X:
-    if mark == "bar":
-        return alt.X(
-            "connection:O", title="connection, in order of depth", axis=alt.Axis(labelAngle=0, labelOverlap=True)
-        )
-    return alt.X("connection:Q", title="connection, in order of depth", axis=alt.Axis(tickMinStep=1, format="d"))
+def _depth() -> alt.X:
+    axis = alt.Axis(tickMinStep=1, format="d", labelOverlap=True)
+    return alt.X("connection:Q", title="connection, in order of depth", axis=axis)
+
+
+def _bars(rows: list[dict[str, Any]]) -> alt.X:
+    """One bar a connection; a tick for each only as long as they can be told apart."""
+    shown = [row["connection"] for row in rows[:: math.ceil(len(rows) / CROWDED)]]
+    axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=6, values=shown)
+    return alt.X("connection:O", title="connection, in order of depth", axis=axis)
 
 
 def _finish(chart: Any) -> dict[str, Any]:

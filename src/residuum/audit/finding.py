@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+from torch import nn
 
 from residuum.stream import Flow, Residual, ResidualGraph, Source
 
@@ -31,10 +34,14 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a rule may look at: the graph, and what was measured on it unless only the structure was looked at."""
+    """All that a rule may look at: the graph, and what was measured on it unless only the structure was looked at.
+
+    `model_source` is where the model's class stands, for findings that stand nowhere else.
+    """
 
     graph: ResidualGraph
     measured: Flow | None = None
+    model_source: Source | None = None
 
     @property
     def flow(self) -> Flow:
@@ -66,6 +73,15 @@ class Rule(ABC):
         """A finding of this rule, perhaps at a connection; severity and mend are the rule's own unless given."""
         where = (residual.module, residual.source) if residual else ("", None)
         return Finding(self.code, severity or self.severity, message, mend or self.mend, *where)
+
+
+def source_of(model: nn.Module) -> Source | None:
+    """Where the model's class is written, None where that is in no file (a class made in a shell)."""
+    kind = type(model)
+    try:
+        return Source(inspect.getfile(kind), inspect.getsourcelines(kind)[1], kind.__qualname__)
+    except (OSError, TypeError):
+        return None
 
 
 def place(residual: Residual) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import jinja2
 import vl_convert
 
-from residuum.audit.audit import Audit
+from residuum.audit.audit import STRUCTURE_ONLY, Audit, counted
 from residuum.audit.charts import BRANCH, FINDING, IDENTITY, STATE, stream_charts
 from residuum.audit.paths import shorten
-from residuum.stream import Measured
+from residuum.audit.rows import Row, fold, index_of, name_of, span
 
 # A page of hundreds of charts answers nothing; the streams beyond these are in the table and the JSON.
 CHARTED_STREAMS = 4
@@ -21,11 +22,12 @@ CHARTED_STREAMS = 4
 
 @dataclass(frozen=True)
 class Section:
-    """One stream on the page."""
+    """One stream on the page: a line for each group of its rows, where that is shorter than all of them."""
 
     title: str
     charts: list[dict[str, Any]]
-    rows: list[Measured]
+    groups: list[list[Row]]
+    rows: list[list[Row]]
 
 
 def render_page(
@@ -37,22 +39,31 @@ def render_page(
     )
     environment.filters["shorten"] = shorten
     environment.filters["number"] = lambda value: f"{value:.3g}"
+    environment.filters.update(name_of=name_of, index_of=index_of, span=span)
     sections = []
-    for number, (stream, measured) in enumerate(zip(audit.graph.streams, audit.flow.measured, strict=True)):
-        count = len(measured)
-        title = f"Residual stream from {stream.origin or 'the input'}: {count} connection{'s' * (count != 1)}"
-        sections.append(Section(title, stream_charts(measured) if number < CHARTED_STREAMS else [], measured))
+    for number, (stream, rows) in enumerate(audit.streams):
+        title = f"Residual stream from {stream.origin or 'the input'}: {counted(len(rows), 'connection')}"
+        measured = [row.measured for row in rows if row.measured]
+        charts = stream_charts(measured) if measured and number < CHARTED_STREAMS else []
+        sections.append(Section(title, charts, fold(rows), [[row] for row in rows]))
     charts = [*([training] if training else []), *(chart for section in sections for chart in section.charts)]
     return environment.get_template("page.html.jinja").render(
         audit=audit,
+        structure_only=STRUCTURE_ONLY,
         training=training,
         facts=facts or [],
         sample=sample,
         sections=sections,
         specs={f"chart-{i}": chart["spec"] for i, chart in enumerate(charts)},
         numbered={id(chart): f"chart-{i}" for i, chart in enumerate(charts)},
-        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        vega=_vega() if charts else "",
         colours={"identity": IDENTITY, "branch": BRANCH, "state": STATE, "finding": FINDING},
         version=version("residuum"),
         id=id,
     )
+
+
+@cache
+def _vega() -> str:
+    """The program that draws the charts; making it takes seconds."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch.nn.functional import cross_entropy
 
 from residuum.audit.audit import Audit, judge
 from residuum.audit.charts import training_chart
-from residuum.audit.finding import Evidence
+from residuum.audit.finding import Evidence, source_of
 from residuum.audit.html import render_page
 from residuum.files import write_whole
 from residuum.stream import flow
@@ -18,7 +19,7 @@ from residuum.train.text import read_corpus
 from residuum.train.tokenizer import tokenize
 
 
-def audit_run(folder: RunFolder) -> Audit:
+def audit_run(folder: RunFolder, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Audit:
     """The newest checkpoint on windows spread over the held-out text, with the training loss but no dropout."""
     recipe = folder.recipe
     model = folder.model()
@@ -30,7 +31,8 @@ def audit_run(folder: RunFolder) -> Audit:
     name = "next-token cross-entropy on held-out text"
     if corpus.fingerprint != folder.made_with().get("data_fingerprint"):
         name += " (not the run's own: data.source has changed since)"
-    return judge(Evidence(measured.graph, replace(measured, loss_name=name)), folder.path.name)
+    seen = Evidence(measured.graph, replace(measured, loss_name=name), model_source=source_of(model))
+    return judge(seen, folder.path.name, select, ignore)
 
 
 def write_report(folder: RunFolder, audit: Audit) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from residuum.audit.audit import Audit, judge
-from residuum.audit.finding import Evidence
+from residuum.audit.finding import Evidence, source_of
 from residuum.audit.run import audit_run
 from residuum.errors import InputError
 from residuum.stream import flow
@@ -21,7 +22,7 @@ from residuum.train.run_folder import RunFolder
 TOKENS, PIXELS = (2, 8), (2, 64, 64)
 
 
-def audit_target(target: str) -> Audit:
+def audit_target(target: str, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Audit:
     """Audit what `target` names. Raises `InputError` if it names nothing that can be audited."""
     if ":" in target and not Path(target).exists():
         here = str(Path.cwd())
@@ -29,12 +30,12 @@ def audit_target(target: str) -> Audit:
         try:
             model, args, kwargs = _build(target)
             measured = flow(model, *args, **kwargs)
-            return judge(Evidence(measured.graph, measured), target)
+            return judge(Evidence(measured.graph, measured, model_source=source_of(model)), target, select, ignore)
         finally:
             if here in sys.path:  # the target's own code may have changed it
                 sys.path.remove(here)
     if Path(target).exists():
-        return audit_run(RunFolder.open(target))
+        return audit_run(RunFolder.open(target), select, ignore)
     raise InputError(f"'{target}' is neither a run folder nor package.module:callable")
 
 

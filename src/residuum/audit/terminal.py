@@ -4,59 +4,85 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from residuum.audit.audit import Audit
+from residuum.audit.audit import STRUCTURE_ONLY, Audit
 from residuum.audit.paths import shorten
-from residuum.stream import Measured
+from residuum.audit.rows import Row, fold, index_of, name_of, span
 
-# Below this many columns what the page and the JSON say of each connection is cut to what the terminal can show.
-NARROW = 76
+# The name of a branch may be broken over several lines, but none shorter than this: where that leaves too little room,
+# what the page and the JSON say of each connection is cut to what the terminal can show.
+LEAST_NAME = 16
 
 STYLE = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 
 def print_audit(audit: Audit, console: Console) -> None:
     """Verdict first, then findings with their mends, then a table of every connection."""
-    streams, count = len(audit.graph.streams), sum(1 for _ in audit.graph.residuals)
-    size = f"{count} residual connection{'s' * (count != 1)} in {streams} stream{'s' * (streams != 1)}"
     rules = f", {audit.could_not_run}" if audit.skipped else ""
-    console.print(Text(f"{audit.target}: ") + Text(audit.verdict, "bold") + Text(f"{rules}, {size}"))
-    console.print(Text(f"loss: {audit.flow.loss_name}, {audit.flow.loss:.4g}\n"))
+    console.print(Text(f"{audit.target}: ") + Text(audit.verdict, "bold") + Text(f"{rules}, {audit.size}"))
+    measured = audit.seen.measured
+    console.print(Text(f"loss: {measured.loss_name}, {measured.loss:.4g}" if measured else STRUCTURE_ONLY))
+    if audit.findings or audit.remarks:
+        console.print()
     for finding in audit.findings:
         where = f"{shorten(finding.source.file)}:{finding.source.line}: " if finding.source else ""
         console.print(
             Text(f"{finding.code} {finding.severity}: ", STYLE[finding.severity]) + Text(where + finding.message)
         )
         console.print(Text(f"  {finding.mend}", "dim"))
-    for code, reason in audit.skipped.items():
-        console.print(Text(f"{code} skipped, because {reason}", "dim"))
-    for stream, measured in zip(audit.graph.streams, audit.flow.measured, strict=True):
+    for remark in audit.remarks:
+        console.print(Text(remark, "dim"))
+    for stream, rows in audit.streams:
         norm = f", final norm {stream.final_norm}" if stream.final_norm else ""
         console.print(Text("\nstream from ") + Text(stream.origin or "the input", "bold") + Text(norm))
-        console.print(_table(measured, narrow=console.width < NARROW))
+        groups = fold(rows)
+        full = _table(groups, measured is not None, narrow=False)
+        fits = _least_width(full) <= console.width
+        console.print(full if fits else _table(groups, measured is not None, narrow=True))
     files = sorted({shorten(r.source.file) for r in audit.graph.residuals})
     if files:
         console.print(Text("\nsource: " + ", ".join(files), "dim"))
-        console.print(
-            Text("state: RMS; write: its share of skip and write; grad: norm that arrives, then both paths", "dim")
-        )
+        if measured:
+            console.print(
+                Text("state: RMS; write: its share of skip and write; grad: norm that arrives, then both paths", "dim")
+            )
 
 
-def _table(measured: list[Measured], narrow: bool) -> Table:
+def _table(groups: list[list[Row]], measured: bool, narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     words = ("#", "branch") if narrow else ("#", "branch", "source", "kind", "norm")
     numbers = ("write", "identity", "branch") if narrow else ("state", "write", "grad", "identity", "branch")
     for title in words:
         table.add_column(title, justify="right" if title == "#" else "left", no_wrap=title != "branch", overflow="fold")
-    for title in numbers:
+    for title in numbers if measured else ():
         table.add_column(title, justify="right", no_wrap=True)
-    for m in measured:
-        r, b = m.residual, m.backward
-        said = [str(r.index), r.branch or r.module, f"{Path(r.source.file).name}:{r.source.line}", r.kind, r.placement]
-        paths = [f"{b.identity:.2g}", f"{b.branch:.2g}"] if b else ["none", "none"]
-        values = [f"{m.forward.state_rms:.2g}", f"{m.forward.write_share:.0%}", f"{b.arriving:.2g}" if b else "none"]
-        table.add_row(*said[: len(words)], *(values[1:2] if narrow else values), *paths)
+    for group in groups:
+        r = group[0].residual
+        name = name_of(group) + (f" ×{len(group)}" if len(group) > 1 else "")
+        said = [index_of(group), name, f"{Path(r.source.file).name}:{r.source.line}", r.kind, r.placement]
+        table.add_row(*said[: len(words)], *(_figures(group, narrow) if measured else []))
     return table
+
+
+def _least_width(table: Table) -> int:
+    widths = [
+        max(cell_len(line) for cell in column.cells for line in str(cell).split("\n")) for column in table.columns
+    ]
+    return sum(widths) - widths[1] + min(widths[1], LEAST_NAME) + len(widths) - 1
+
+
+def _figures(group: list[Row], narrow: bool) -> list[str]:
+    """Of a folded group the least and the largest, one above the other: side by side they would not fit."""
+    forwards = [row.forward for row in group if row.forward]
+    backwards = [row.backward for row in group if row.backward]
+    state = span([f.state_rms for f in forwards], ".2g", "\n…")
+    write = span([f.write_share for f in forwards], ".0%", "\n…")
+    grad, identity, branch = (
+        span([getattr(b, part) for b in backwards], ".2g", "\n…") if backwards else "none"
+        for part in ("arriving", "identity", "branch")
+    )
+    return [write, identity, branch] if narrow else [state, write, grad, identity, branch]

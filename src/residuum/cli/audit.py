@@ -1,9 +1,10 @@
-"""residuum audit TARGET [--format ...] [--out FILE] [--fail-on SEVERITY]."""
+"""residuum audit TARGET [--format ...] [--out FILE] [--select CODES] ... | residuum audit --diff A B."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,12 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from residuum.audit.audit import Audit
+from residuum.audit.baseline import listed, read_baseline, to_baseline, without_known
+from residuum.audit.diff import Diff, compare, print_diff
+from residuum.audit.recorded import read_audit
+from residuum.audit.selection import chosen_rules
+from residuum.audit.settings import FailOn, find_settings
 from residuum.audit.target import audit_target
 from residuum.audit.terminal import print_audit
 from residuum.cli.options import parse
@@ -20,33 +27,93 @@ from residuum.files import write_whole
 
 @dataclass(frozen=True)
 class Options:
-    """Find a model's residual connections and judge what flows through them."""
+    """Find a model's residual connections and judge what flows through them.
 
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    What the command line leaves open, [tool.residuum] in the nearest pyproject.toml may say.
+    """
+
+    target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")] = None
     """A run folder, or package.module:callable that returns a model or (model, inputs)."""
-    format: Literal["terminal", "json", "html"] = "terminal"
+    diff: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="A B", help_behavior_hint="")] = ()
+    """Instead of a TARGET: compare two audits that --format json wrote."""
+    format: Literal["terminal", "md", "html", "json", "sarif"] = "terminal"
     """How the audit is written."""
     out: Path | None = None
-    """File to write it to. None: to the terminal (json) or audit.html (html)."""
-    fail_on: Literal["info", "warning", "error", "never"] = "error"
-    """Least severity of a finding that makes the exit status 1."""
+    """File to write it to. None: to the terminal, or audit.html (html)."""
+    select: str | None = None
+    """Rules to ask, as codes or their beginnings: RS2,RS301. None: all."""
+    ignore: str | None = None
+    """Rules not to ask, likewise; the longer code wins."""
+    fail_on: FailOn | None = None
+    """Least severity of a finding that makes the exit status 1. None: error."""
+    baseline: Path | None = None
+    """Findings that this file lists are known: counted, but no failure."""
+    write_baseline: Path | None = None
+    """Write such a file with every finding of this audit; none of them is a failure then."""
 
 
 def main(args: list[str]) -> int:
-    """Audit and report; 1 if a finding reaches --fail-on."""
+    """Audit or compare, and report; 1 if a finding (of a comparison: a new one) reaches --fail-on."""
     options = parse(Options, args, "audit")
+    if options.format == "terminal" and options.out:
+        raise InputError("--out goes with --format md, html, json or sarif")
+    if options.diff:
+        return _compare(options)
+    if options.target is None:
+        raise InputError("audit what? residuum audit TARGET, or --diff A B to compare two audits")
+    settings = find_settings(options.target)
+    select = settings.select if options.select is None else _codes(options.select)
+    ignore = settings.ignore if options.ignore is None else _codes(options.ignore)
+    chosen_rules(select, ignore)  # a mistake is said before the model is built
+    path = options.baseline or settings.baseline
+    known = None if path is None or options.write_baseline else read_baseline(path)
     with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the audit
-        audit = audit_target(options.target)
-    out = options.out or (Path("audit.html") if options.format == "html" else None)
+        audit = audit_target(options.target, select, ignore)
+    if options.write_baseline:
+        write_whole(options.write_baseline, to_baseline(audit))
+        print(f"baseline: {options.write_baseline}", file=sys.stderr)
+        known = listed(audit)
+    if known is not None:
+        audit = without_known(audit, known)
+    written: dict[str, Callable[[Audit], str]] = {
+        "md": Audit.to_markdown,
+        "html": Audit.to_html,
+        "json": Audit.to_json,
+        "sarif": Audit.to_sarif,
+    }
     if options.format == "terminal":
-        if out:
-            raise InputError("--out goes with --format json or html")
         print_audit(audit, Console())
     else:
-        content = audit.to_json() if options.format == "json" else audit.to_html()
-        if out is None:
-            print(content, end="")
-        else:
-            write_whole(out, content)
-            print(out)
-    return 1 if options.fail_on != "never" and audit.at_least(options.fail_on) else 0
+        _put(written[options.format](audit), options.out or (Path("audit.html") if options.format == "html" else None))
+    fail_on = options.fail_on or settings.fail_on
+    return 1 if fail_on != "never" and audit.at_least(fail_on) else 0
+
+
+def _compare(options: Options) -> int:
+    if len(options.diff) != 2:
+        raise InputError("--diff takes two files, A and B, that --format json wrote")
+    given = (options.target, options.select, options.ignore, options.baseline, options.write_baseline)
+    if any(value is not None for value in given):
+        raise InputError("--diff compares two audits as they are: it takes --format, --out and --fail-on alone")
+    written: dict[str, Callable[[Diff], str]] = {"md": Diff.to_markdown, "json": Diff.to_json}
+    if options.format not in ("terminal", *written):
+        raise InputError(f"--diff cannot be written as {options.format}: choose terminal, md or json")
+    diff = compare(*map(read_audit, options.diff))
+    if options.format == "terminal":
+        print_diff(diff, Console())
+    else:
+        _put(written[options.format](diff), options.out)
+    fail_on = options.fail_on or find_settings().fail_on
+    return 1 if fail_on != "never" and diff.at_least(fail_on) else 0
+
+
+def _codes(given: str) -> tuple[str, ...]:
+    return tuple(code.strip() for code in given.split(","))
+
+
+def _put(content: str, out: Path | None) -> None:
+    if out is None:
+        print(content, end="")
+    else:
+        write_whole(out, content)
+        print(out)
