@@ -64,7 +64,7 @@ def test_a_suite(tmp_path: Path) -> None:
     assert f"RS103 error: test_model.py:{line}: " in said
     assert "add the skip itself, not a detached" in said
     assert "RS203 warning: " in said and "spare.weight" in said
-    assert "ignore has 'RS999': no rule has this code" in said
+    assert "no rule 'RS999': choose of RS101" in said
     assert "fail_on is 'fatal': choose info, warning, error" in said
     assert "pytest_plugin.py" not in said.split("test_wrong_code")[0]  # the failure points at the user's line
 

@@ -28,19 +28,17 @@ class Audited:
         `ignore` takes codes (RS301) or their beginnings (RS3). Raises `InputError` for what is no severity or code.
         """
         __tracebackhide__ = True
+        from residuum.audit.audit import counted
         from residuum.audit.finding import SEVERITIES
-        from residuum.audit.rules import RULES
+        from residuum.audit.selection import chosen_rules
         from residuum.errors import InputError
 
         if fail_on not in SEVERITIES:
             raise InputError(f"fail_on is {fail_on!r}: choose {', '.join(SEVERITIES)}")
-        ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-        for code in ignored:
-            if not code or not any(rule.code.startswith(code) for rule in RULES):
-                raise InputError(f"ignore has {code!r}: no rule has this code")
-        found = [f for f in self.audit.at_least(fail_on) if not f.code.startswith(ignored)]
+        asked = {rule.code for rule in chosen_rules((), (ignore,) if isinstance(ignore, str) else tuple(ignore))}
+        found = [finding for finding in self.audit.at_least(fail_on) if finding.code in asked]
         if found:
-            count = f"{len(found)} finding{'s' * (len(found) != 1)}"
+            count = counted(len(found), "finding")
             raise AssertionError("\n".join([f"residual audit of {self.audit.target}: {count}", *map(_said, found)]))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from residuum.audit import judge
-from residuum.audit.finding import Evidence
+from residuum.audit.finding import Evidence, source_of
 from residuum.errors import InputError
 from residuum.monitor.destination import destination
 from residuum.monitor.line import line_of
@@ -101,17 +101,21 @@ class Monitor:
         noted = self._noted
         if not listener.called:
             return self._leave_out(f"{name} was not called with gradients: give Monitor the module that the loop calls")
-        flow = listener.read(self._scale, noted.get("loss"))
-        if flow is None:
+        try:
+            flow = listener.read(self._scale, noted.get("loss"))
+            audit = flow and judge(Evidence(flow.graph, flow, source_of(self._model)), name)
+        except Exception as error:  # our own fault must not end somebody's training
+            return self._leave_out(f"measuring it raised {type(error).__name__}: {error}")
+        if flow is None or audit is None:
             return self._leave_out(
                 f"no gradient came back through {name}: call backward() inside the block, on a loss of its output"
             )
         if "loss" not in noted and listener.own_loss is not None:
             noted["loss"] = flow.loss
-        self.last = line_of(self.step, judge(Evidence(flow.graph, flow), name), noted)
+        self.last = line_of(self.step, audit, noted)
         try:
             self._write(self.last)
-        except OSError as error:  # a full disk must not end somebody's training
+        except OSError as error:  # nor may a full disk
             self._leave_out(f"cannot write: {error.strerror or error}: make room or choose another place")
         return None
 
