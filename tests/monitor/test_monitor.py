@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -269,6 +271,32 @@ def test_a_real_summary_writer(tiny: Transformer, tmp_path: Path) -> None:
     assert any(file.stat().st_size > 500 for file in tmp_path.iterdir())
 
 
+def test_no_tensor_is_kept_alive(tiny: Transformer) -> None:
+    states: list[weakref.ref] = []
+    monitor = residuum.Monitor(tiny, to=[].append)
+    handle = tiny.blocks[0].register_forward_hook(lambda _module, _args, output: states.append(weakref.ref(output)))
+    with monitor:
+        loss = tiny.loss(TOKENS[0], TOKENS[0])
+        loss.backward()
+        monitor.note(loss=loss)
+    del loss
+    handle.remove()
+    gc.collect()
+    assert monitor.last is not None and states[0]() is None
+
+
+def test_our_own_fault_does_not_end_the_training(tiny: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr("residuum.monitor.monitor.judge", broken)
+    monitor = residuum.Monitor(tiny, to=[].append)
+    said = "step 1 is left out, because measuring it raised ZeroDivisionError: of ours"
+    with pytest.warns(UserWarning, match=said), monitor:
+        tiny.loss(TOKENS[0], TOKENS[0]).backward()
+    assert monitor.last is None and not tiny._forward_hooks
+
+
 def test_findings_of_a_broken_model() -> None:
     class Detached(Block):
         def forward(self, x: Tensor) -> Tensor:
@@ -365,9 +393,16 @@ def test_bad_input(tiny: Transformer, tmp_path: Path) -> None:
         residuum.Monitor(tiny, scaler=2.0, to=[].append)
     with pytest.raises(residuum.TraceError, match=r"give a torch\.nn\.Module, not 'gpt2'"):
         residuum.Monitor("gpt2")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="use DistributedDataParallel"):
+        residuum.Monitor(nn.DataParallel(tiny), to=[].append)
     monitor = residuum.Monitor(tiny, to=[].append)
     with monitor:
         tiny.loss(TOKENS[0], TOKENS[0]).backward()
+        for value in ("low", torch.ones(2), None):
+            with pytest.raises(InputError, match=r"note: loss is .*: give one number"):
+                monitor.note(loss=value)
+        with pytest.raises(InputError, match="note: the line has a step of its own"):
+            monitor.note(step=3)
         with pytest.raises(InputError, match="inside a step already: leave its block"):
             monitor.__enter__()
     assert monitor.last is not None and monitor.step == 1

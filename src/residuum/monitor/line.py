@@ -8,6 +8,9 @@ from typing import Any
 from residuum.audit import Audit
 from residuum.stream import Measured
 
+# What a line has beside the numbers that somebody noted.
+FIELDS = ("step", "connections", "findings", "skipped")
+
 
 def line_of(step: int, audit: Audit, noted: dict[str, float]) -> dict[str, Any]:
     """What stands in one line. A number that is not finite, and a gradient that was not measured, is None."""

@@ -14,7 +14,7 @@ from residuum.audit import judge
 from residuum.audit.finding import Evidence, source_of
 from residuum.errors import InputError
 from residuum.monitor.destination import destination
-from residuum.monitor.line import line_of
+from residuum.monitor.line import FIELDS, line_of
 from residuum.stream.graph import check_traceable
 from residuum.stream.listen import Listener
 
@@ -48,6 +48,8 @@ class Monitor:
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise InputError(f"scaler is {scaler!r:.60}: give the torch.amp.GradScaler that scales the loss")
         check_traceable(model)
+        if isinstance(model, nn.DataParallel):
+            raise InputError("DataParallel runs copies of the model in threads: use DistributedDataParallel")
         self.every, self.step = every, start
         self.last: dict[str, Any] | None = None
         self._model, self._scaler = _inner(model), scaler
@@ -84,8 +86,13 @@ class Monitor:
 
     def note(self, **values: Any) -> None:
         """Put numbers, such as loss=loss, into this step's line; free where the step is not measured."""
-        if self._listener is not None:
-            self._noted.update({name: float(torch.as_tensor(value).detach()) for name, value in values.items()})
+        for name, value in values.items() if self._listener is not None else ():
+            if name in FIELDS:
+                raise InputError(f"note: the line has a {name} of its own: choose another name")
+            try:
+                self._noted[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError(f"note: {name} is {value!r:.60}: give one number") from None
 
     def _begin(self) -> None:
         if "torch._dynamo" in sys.modules:  # or nothing can have been compiled
@@ -103,7 +110,7 @@ class Monitor:
             return self._leave_out(f"{name} was not called with gradients: give Monitor the module that the loop calls")
         try:
             flow = listener.read(self._scale, noted.get("loss"))
-            audit = flow and judge(Evidence(flow.graph, flow, source_of(self._model)), name)
+            audit = None if flow is None else judge(Evidence(flow.graph, flow, source_of(self._model)), name)
         except Exception as error:  # our own fault must not end somebody's training
             return self._leave_out(f"measuring it raised {type(error).__name__}: {error}")
         if flow is None or audit is None:
@@ -132,6 +139,6 @@ def _distributed() -> bool:
 def _inner(model: nn.Module) -> nn.Module:
     """The user's own module inside torch.compile's and DDP's."""
     wrapped: Any = model
-    while hasattr(wrapped, "_orig_mod") or isinstance(wrapped, (DistributedDataParallel, nn.DataParallel)):
+    while hasattr(wrapped, "_orig_mod") or isinstance(wrapped, DistributedDataParallel):
         wrapped = wrapped._orig_mod if hasattr(wrapped, "_orig_mod") else wrapped.module
     return wrapped
