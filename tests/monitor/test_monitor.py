@@ -354,6 +354,15 @@ def test_what_raises_inside_comes_out_and_leaves_nothing(tiny: Transformer) -> N
     assert monitor.last is not None and monitor.last["step"] == 2
 
 
+def test_a_forward_pass_that_raised_may_be_tried_again(tiny: Transformer) -> None:
+    monitor = residuum.Monitor(tiny, to=[].append)
+    with monitor:
+        with pytest.raises(ValueError, match="more than the model's context"):
+            tiny(torch.zeros(1, 99, dtype=torch.long))
+        tiny.loss(TOKENS[0], TOKENS[0]).backward()
+    assert monitor.last is not None and len(monitor.last["connections"]) == 6
+
+
 def test_left_out_steps_are_said_once(tiny: Transformer) -> None:
     monitor = residuum.Monitor(tiny, every=1, to=[].append)
     said = r"step 1 is left out.*no gradient came back through Transformer.*backward"

@@ -120,7 +120,9 @@ class Listener:
         if self._depth or capture is None or not self._running:
             return
         self._leave()
-        if output is None:  # the forward pass raised
+        if output is None:  # the forward pass raised: another may follow
+            self._capture = None
+            self._kept.clear()
             return
         for name, module in self._model.named_modules():
             self._listen_to(module, f"{name}." if name else "")
