@@ -8,7 +8,8 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    format, rules, types and the rooms' contract"
 	@echo "make bench   speed and memory, as ratios, into benchmarks/results/"
-	@echo "make docs    draw the README's pictures (needs Chromium)"
+	@echo "make faults  plant faults in many architectures and see each caught by its rule"
+	@echo "make docs    write the rules' pages and draw the README's pictures (needs Chromium)"
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,9 +38,14 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gradient_reach.py
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/structure.py
+
+faults: .venv/dev
+	$(BIN)/pytest tests/faults -m faults
 
 docs: .venv/dev
+	$(BIN)/python docs/write_rule_pages.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python docs/draw_pictures.py
 
-.PHONY: help demo test lint bench docs
+.PHONY: help demo test lint bench faults docs

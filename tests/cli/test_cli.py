@@ -227,14 +227,14 @@ def test_reports_go_where_they_are_told(models: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere", "'nowhere' is neither a run folder nor package.module:callable"),
+        ("nowhere", "'nowhere' names nothing that can be audited: name a run folder, package.module:callable"),
         ("no.such:build", "no module named no"),
         ("their_models:missing", "module their_models has no missing"),
         ("their_models:no_model", "returned int: return a torch.nn.Module"),
         ("their_models:broken", "raised RuntimeError: the file is gone"),
         ("their_models:exits", "raised SystemExit: 0"),
         ("their_models:", "name both sides of the colon"),
-        ("", "'' is no folder"),
+        ("", "'' is no target: name a run folder"),
         ("their_models:mute", "no inputs can be made for Plain: return (module, inputs)"),
         ("their_models:wrong_input", "Plain's forward pass raised RuntimeError: mat1 and mat2"),
         (".", "is no run folder: it holds no recipe.toml"),

@@ -205,6 +205,16 @@ class HandLayerNorm(Stack):
         return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.norms[i].gain
 
 
+class GainFirst(Stack):
+    """The gain is multiplied before the statistic."""
+
+    expected = ("identity", "pre")
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        normed = self.norms[i].gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return x + self.mlps[i](normed)
+
+
 class Lerp(Stack):
     """A highway in one function: x + t (f − x)."""
 
@@ -228,7 +238,7 @@ class Keywords(Stack):
 
 CONNECTED = [
     PreNorm, PostNorm, Sandwich, NormAtBranchEnd, Unnormalised, InPlace, TorchAdd, Scaled, ScaledSkip, Highway,
-    DroppedSkip, TransposedWeight, Helper, CastSkip, HandLayerNorm, Lerp, Keywords,
+    DroppedSkip, TransposedWeight, Helper, CastSkip, HandLayerNorm, GainFirst, Lerp, Keywords,
 ]  # fmt: skip
 
 

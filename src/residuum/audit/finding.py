@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from residuum.stream import Flow, Residual, ResidualGraph, Source
+from residuum.stream import Flow, ParameterFlow, Residual, ResidualGraph, Source
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
@@ -37,11 +37,13 @@ class Evidence:
     """All that a rule may look at: the graph, and what was measured on it unless only the structure was looked at.
 
     `model_source` is where the model's class stands, for findings that stand nowhere else.
+    `warmup_steps` is how long the training's learning rate rises; None where nothing is known of the training.
     """
 
     graph: ResidualGraph
     measured: Flow | None = None
     model_source: Source | None = None
+    warmup_steps: int | None = None
 
     @property
     def flow(self) -> Flow:
@@ -50,28 +52,42 @@ class Evidence:
             raise Skip("only the structure was looked at, no value and no gradient")
         return self.measured
 
+    @property
+    def parameters(self) -> dict[str, ParameterFlow]:
+        """Raises `Skip` if there are none to look at."""
+        if not self.flow.parameters:
+            raise Skip("there is no parameter to look at, or they are sharded")
+        return self.flow.parameters
+
 
 class Rule(ABC):
     """A question asked of a model.
 
     `code` is RS1xx for structure, RS2xx for gradients, RS3xx for values. The docstring says what is measured and where
-    the threshold comes from, `mend` what to do; together they are the rule's page in the docs.
+    the threshold comes from, `mend` what to do, `example` shows it in code; together they are the rule's page in the
+    docs.
     """
 
     code: ClassVar[str]
     severity: ClassVar[Severity]
     title: ClassVar[str]
     mend: ClassVar[str]
+    example: ClassVar[str] = ""
 
     @abstractmethod
     def check(self, seen: Evidence) -> Iterator[Finding]:
         """Every finding. Raises `Skip` where the rule has nothing to go by."""
 
     def finding(
-        self, message: str, residual: Residual | None = None, severity: Severity | None = None, mend: str = ""
+        self,
+        message: str,
+        residual: Residual | None = None,
+        severity: Severity | None = None,
+        mend: str = "",
+        module: str = "",
     ) -> Finding:
-        """A finding of this rule, perhaps at a connection; severity and mend are the rule's own unless given."""
-        where = (residual.module, residual.source) if residual else ("", None)
+        """A finding of this rule, at a connection or in a module; severity and mend are the rule's own unless given."""
+        where = (residual.module, residual.source) if residual else (module, None)
         return Finding(self.code, severity or self.severity, message, mend or self.mend, *where)
 
 

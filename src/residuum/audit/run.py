@@ -31,7 +31,8 @@ def audit_run(folder: RunFolder, select: Sequence[str] = (), ignore: Sequence[st
     name = "next-token cross-entropy on held-out text"
     if corpus.fingerprint != folder.made_with().get("data_fingerprint"):
         name += " (not the run's own: data.source has changed since)"
-    seen = Evidence(measured.graph, replace(measured, loss_name=name), model_source=source_of(model))
+    measured = replace(measured, loss_name=name)
+    seen = Evidence(measured.graph, measured, warmup_steps=recipe.optim.warmup, model_source=source_of(model))
     return judge(seen, folder.path.name, select, ignore)
 
 

@@ -1,88 +1,121 @@
-"""What `residuum audit TARGET` may name: a run folder, or `package.module:callable`."""
+"""What `residuum audit TARGET` may name, told apart by its look."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
+import contextlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from residuum.audit.audit import Audit, judge
 from residuum.audit.finding import Evidence, source_of
 from residuum.audit.run import audit_run
+from residuum.audit.targets import exported, huggingface
+from residuum.audit.targets.built import Built
+from residuum.audit.targets.given import given_inputs
+from residuum.audit.targets.imported import from_callable
+from residuum.audit.targets.structure import Arguments, Traced, on_meta, structure_of_config
 from residuum.errors import InputError
-from residuum.stream import flow
+from residuum.model import Transformer
+from residuum.stream import TraceError, flow, trace
+from residuum.train.recipe import load_recipe
 from residuum.train.run_folder import RunFolder
 
-TOKENS, PIXELS = (2, 8), (2, 64, 64)
+FORMS = (
+    "name a run folder, package.module:callable, a Hugging Face folder or org/name, a .pt2 file of torch.export, "
+    "or with --structure a config.json or a recipe's .toml file"
+)
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def audit_target(target: str, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Audit:
-    """Audit what `target` names. Raises `InputError` if it names nothing that can be audited."""
-    if ":" in target and not Path(target).exists():
-        here = str(Path.cwd())
-        sys.path.insert(0, here)  # as `python -m` does, so that a project's own modules are found
-        try:
-            model, args, kwargs = _build(target)
-            measured = flow(model, *args, **kwargs)
-            return judge(Evidence(measured.graph, measured, model_source=source_of(model)), target, select, ignore)
-        finally:
-            if here in sys.path:  # the target's own code may have changed it
-                sys.path.remove(here)
-    if Path(target).exists():
-        return audit_run(RunFolder.open(target), select, ignore)
-    raise InputError(f"'{target}' is neither a run folder nor package.module:callable")
+def audit_target(
+    target: str,
+    structure: bool = False,
+    inputs: str | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Audit:
+    """Audit what `target` names: its structure alone if so wanted, on the inputs that `inputs` names if given.
 
 
-def _build(target: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
-        raise InputError(f"'{target}' is no package.module:callable: name both sides of the colon")
-    try:
-        build = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise InputError(f"'{target}': no module named {error.name}: run from where it can be imported") from error
-    except AttributeError:
-        raise InputError(f"'{target}': module {module_name} has no {attribute}") from None
-    except (Exception, SystemExit) as error:
-        raise InputError(f"'{target}': importing {module_name} raised {type(error).__name__}: {error}") from error
-    try:
-        built = build() if callable(build) and not isinstance(build, nn.Module) else build
-    except (Exception, SystemExit) as error:
-        raise InputError(f"'{target}' raised {type(error).__name__}: {error}") from error
-    model, inputs = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"'{target}' returned {type(model).__name__}: return a torch.nn.Module, or (module, inputs)")
-    if inputs is None:
-        return model, (), make_inputs(model)
-    if isinstance(inputs, dict) and all(isinstance(name, str) for name in inputs):
-        return model, (), inputs
-    return model, inputs if isinstance(inputs, tuple) else (inputs,), {}
-
-
-def make_inputs(model: nn.Module) -> dict[str, Any]:
-    """Inputs for a model that came without: random tokens if it has an embedding, pixels if a convolution comes first.
-
-    Always the same ones. Raises `InputError` for other models: theirs must be given.
+    Raises `InputError` if it names nothing that can be audited.
     """
-    generator = torch.Generator().manual_seed(0)
-    names = [name for name in inspect.signature(model.forward).parameters if name not in ("args", "kwargs")]
-    if not names:
-        raise InputError(f"{type(model).__name__} names no input: return (module, inputs) from the callable")
-    for layer in model.modules():
-        if isinstance(layer, nn.Embedding) and layer.num_embeddings:
-            tokens = torch.randint(layer.num_embeddings, TOKENS, generator=generator)
-            return {name: tokens for name in names if name == names[0] or name == "decoder_input_ids"}
-        if isinstance(layer, nn.Conv2d):
-            return {names[0]: _pixels(layer.in_channels, generator)}
-    raise InputError(f"no inputs can be made for {type(model).__name__}: return (module, inputs) from the callable")
+    path = Path(target)
+    if target and (path / "recipe.toml").is_file() and not structure:
+        if inputs is not None:
+            raise InputError("--inputs: a run is audited on its own held-out text: leave it away")
+        return audit_run(RunFolder.open(target), select, ignore)
+    with _importable_from_here():
+        given = given_inputs(inputs) if inputs is not None else None
+        if structure:
+            traced = _structure(target, path, given)
+            seen = Evidence(traced.graph, model_source=source_of(traced.model))
+            return judge(seen, target, select, ignore, traced.notes)
+        built = _build(target, path)
+        built.inputs = given or built.inputs
+        measured, notes = built.run(flow)
+        seen = Evidence(measured.graph, measured, model_source=source_of(built.model))
+        return judge(seen, target, select, ignore, notes)
 
 
-def _pixels(channels: int, generator: torch.Generator) -> Tensor:
-    batch, height, width = PIXELS
-    return torch.randn(batch, channels, height, width, generator=generator)
+def _build(target: str, path: Path) -> Built:
+    if not target:
+        raise InputError(f"'' is no target: {FORMS}")
+    if ":" in target and not path.exists():
+        return from_callable(target)
+    if path.suffix == ".pt2" and path.is_file():
+        return exported.from_file(path)
+    if path.suffix == ".toml" and path.is_file():
+        raise InputError(f"{target} is a recipe, which has no weights: give --structure, or the folder of a run")
+    if path.exists() and huggingface.is_config(path):
+        return huggingface.from_folder(path)
+    if path.is_dir():
+        raise InputError(f"{target} is no run folder: it holds no recipe.toml, and no config.json either: {FORMS}")
+    if HUB.fullmatch(target) and not path.exists():
+        return huggingface.from_hub(target)
+    raise InputError(f"'{target}' names nothing that can be audited: {FORMS}")
+
+
+def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
+    recipe = path / "recipe.toml" if path.is_dir() else path
+    if target and recipe.suffix == ".toml" and recipe.is_file():
+        shape = load_recipe(str(recipe)).model
+        return on_meta(lambda: Built(Transformer(shape)), inputs)
+    if target and path.exists() and huggingface.is_config(path):
+        return structure_of_config(*huggingface.read_config(str(path), local=True), inputs)
+    if HUB.fullmatch(target) and not path.exists():
+        return structure_of_config(*huggingface.read_config(target, local=False), inputs)
+    if path.suffix == ".pt2" and path.is_file():  # its graph is bound to its own tensors
+        built = exported.from_file(path)
+        built.inputs = inputs or built.inputs
+        graph, notes = built.run(trace)
+        return Traced(graph, built.model, notes)
+    came: list[nn.Module] = []
+
+    def build() -> Built:
+        built = _build(target, path)
+        came.append(built.model)
+        return built
+
+    try:
+        return on_meta(build, inputs)
+    except (TraceError, InputError):
+        config = getattr(came[0], "config", None) if came else None
+        if not hasattr(config, "model_type"):
+            raise
+        return structure_of_config(config, type(came[0]), inputs)
+
+
+@contextlib.contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """As `python -m` does, so that a project's own modules are found."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:  # the target's own code may have changed it
+            sys.path.remove(here)

@@ -29,11 +29,18 @@ from residuum.files import write_whole
 class Options:
     """Find a model's residual connections and judge what flows through them.
 
+
     What the command line leaves open, [tool.residuum] in the nearest pyproject.toml may say.
     """
 
     target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")] = None
-    """A run folder, or package.module:callable that returns a model or (model, inputs)."""
+    """A run folder; package.module:callable that returns a model or (model, inputs); a Hugging Face folder or org/name;
+    a .pt2 file of torch.export; with --structure also a config.json or a recipe's .toml file."""
+    structure: bool = False
+    """Look at the structure alone: nothing needs weights, and a model of any size fits."""
+    inputs: str | None = None
+    """What to run the model on: a .safetensors, .json or .toml file with the arguments of forward by name, or
+    package.module:callable. None: they are made."""
     diff: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="A B", help_behavior_hint="")] = ()
     """Instead of a TARGET: compare two audits that --format json wrote."""
     format: Literal["terminal", "md", "html", "json", "sarif"] = "terminal"
@@ -68,7 +75,7 @@ def main(args: list[str]) -> int:
     path = options.baseline or settings.baseline
     known = None if path is None or options.write_baseline else read_baseline(path)
     with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the audit
-        audit = audit_target(options.target, select, ignore)
+        audit = audit_target(options.target, options.structure, options.inputs, select, ignore)
     if options.write_baseline:
         write_whole(options.write_baseline, to_baseline(audit))
         print(f"baseline: {options.write_baseline}", file=sys.stderr)
@@ -92,8 +99,8 @@ def main(args: list[str]) -> int:
 def _compare(options: Options) -> int:
     if len(options.diff) != 2:
         raise InputError("--diff takes two files, A and B, that --format json wrote")
-    given = (options.target, options.select, options.ignore, options.baseline, options.write_baseline)
-    if any(value is not None for value in given):
+    given = (options.target, options.inputs, options.select, options.ignore, options.baseline, options.write_baseline)
+    if options.structure or any(value is not None for value in given):
         raise InputError("--diff compares two audits as they are: it takes --format, --out and --fail-on alone")
     written: dict[str, Callable[[Diff], str]] = {"md": Diff.to_markdown, "json": Diff.to_json}
     if options.format not in ("terminal", *written):

@@ -50,7 +50,7 @@ def _pair(node: Node) -> list[Node]:
     """The second and the first matrix product behind `node`, with no more than scales and dropout between."""
     found: list[Node] = []
     while len(found) < 2 and node.activations:
-        if node.parametric:
+        if node.transforms:
             found.append(node)
             node = node.activations[0]
         elif carried(node):
@@ -62,7 +62,7 @@ def _pair(node: Node) -> list[Node]:
 
 def _matrix(node: Node, names: dict[Node, str], parameters: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
     """The one matrix that `node` multiplies an activation with, as it stands in the model."""
-    if not node.parametric:
+    if not node.transforms:
         return None
     behind = {name for n in node.inputs if n.role == WEIGHT for name in parameters_behind(n, names)}
     matrices = [name for name in behind if parameters[name].ndim == 2 and parameters[name].is_floating_point()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from residuum.stream import ops
-from residuum.stream.connection import find_fork
-from residuum.stream.node import ACTIVATION, CONSTANT, WEIGHT, Connection, Node, Source
+from residuum.stream.connection import Fork, carries_state, find_fork
+from residuum.stream.node import ACTIVATION, BUFFER, CONSTANT, WEIGHT, Connection, Node, Source
+from residuum.stream.sums import addends_of
 
 _TORCH = str(Path(torch.__file__).parent)
 _TORCH_LAYERS = str(Path(torch.__file__).parent / "nn" / "modules")
 
 # Called at a connection with the skip's and the write's value; what it returns is called with the sum and its node.
-Watch = Callable[[Tensor, Tensor], Callable[[Tensor, Node], None]]
+Measure = Callable[[Tensor, Node], None]
+Watch = Callable[[Tensor, Tensor], Measure]
 
 
 class Capture(TorchFunctionMode):
@@ -42,9 +46,14 @@ class Capture(TorchFunctionMode):
         self._known: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
         self._names = {id(module): name for name, module in model.named_modules()}
         self._running: list[str] = []
+        self._thread = threading.get_ident()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         for parameter in model.parameters():
             self._record("parameter", (), WEIGHT, parameter)
+        for buffer in model.buffers():
+            if buffer.ndim > 1 and buffer.dtype != torch.bool:
+                self._record("buffer", (), BUFFER, buffer)
+        self._last: _Last | None = None
 
     def feed(self, values: Iterable[Tensor]) -> None:
         """Mark the model's inputs: what is computed from them is an activation."""
@@ -58,7 +67,7 @@ class Capture(TorchFunctionMode):
             (value, table.shape[0])
             for value, node in zip(inputs, fed, strict=True)
             for lookup in self.nodes
-            if lookup.op in ops.LOOKUP and node in lookup.inputs
+            if lookup.reads_table and node in lookup.inputs
             for table in lookup.inputs
             if table.role == WEIGHT and len(table.shape) == 2
         ]
@@ -74,11 +83,14 @@ class Capture(TorchFunctionMode):
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
         ]
+        self._apply = torch.autograd.Function.__dict__["apply"]
+        torch.autograd.Function.apply = classmethod(self._run_function)  # type: ignore[method-assign, assignment]
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        torch.autograd.Function.apply = self._apply  # type: ignore[method-assign]
         for hook in self._hooks:
             hook.remove()
 
@@ -92,15 +104,27 @@ class Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = getattr(func, "__name__", "")
-        if op == "__get__":  # an attribute such as `weight.T`
-            op = getattr(getattr(func, "__self__", None), "__name__", op)
-        found = self._look_at_sum(args, kwargs) if op in ops.SUM or op in ops.LERP else None
-        measured = self._watch(*found.values) if found is not None and self._watch is not None else None
-        result = func(*args, **kwargs)
-        outputs = args[0] if op == "__setitem__" else result
-        if not isinstance(outputs, (Tensor, tuple, list)):
+        op = _name_of(func)
+        if op in ops.ASIDE:
+            return func(*args, **kwargs)
+        found = self._look_at_sum(op, args, kwargs) if ops.may_add(op) else None
+        if found is not None and ops.is_fused_add_norm(op):
+            total = found.skip_value() + found.write_value()  # before the kernel overwrites them
+            result = func(*args, **kwargs)
+            self._record_fused(op, found, total, (args, kwargs) if result is None else result)
             return result
+        measured = self._measure(found) if found is not None and self._watch is not None else None
+        result = func(*args, **kwargs)
+        if op in ops.DROPOUT and _could_drop(args, kwargs) and any(result is value for value in args):
+            result = result.view_as(result)  # an evaluating dropout hands its input on: a name of its own shows it
+        outputs = args[0] if op == "__setitem__" else result
+        if isinstance(outputs, (Tensor, tuple, list)):
+            self._record_call(op, args, kwargs, outputs, found, measured)
+        return result
+
+    def _record_call(
+        self, op: str, args: Any, kwargs: Any, outputs: Any, found: _Found | None, measured: Measure | None
+    ) -> None:
         operands = list(tensors_in((args, kwargs)))
         inputs = tuple(self._look_up(value) for value in operands)
         overwrites = ops.writes_in_place(op) or bool(kwargs.get("inplace")) or "out" in kwargs
@@ -109,25 +133,98 @@ class Capture(TorchFunctionMode):
             if id(value) in handed_in:  # `x.contiguous()` of what is contiguous: no new value
                 continue
             node = self._record(op, inputs, _role(op, inputs), value)
+            if op in ops.MULTIPLY:
+                node.factor = next((float(x) for x in args if isinstance(x, (int, float))), None)
             if found is not None:
-                node.connection = Connection(node, *found.operands, calling_line(), found.projected)
+                node.connection = found.connection_at(node)
             if overwrites and value._base is not None:
                 self._known[id(value._base)] = (weakref.ref(value._base), node)
             if measured is not None:
                 measured(value, node)
+
+    def _record_fused(self, op: str, found: _Found, total: Tensor, outputs: Any) -> None:
+        """A kernel that adds and normalises: the sum is a node of its own, whether the kernel hands it out or not."""
+        added = tuple(found.addends)
+        node = Node(len(self.nodes), "add", added, ACTIVATION, total.shape, self._module)
+        self.nodes.append(node)
+        node.connection = found.connection_at(node)
+        if self._watch is not None:
+            self._measure(found)(total, node)
+        for place, value in enumerate(v for v in tensors_in(outputs) if v.shape == total.shape):
+            # Kernels hand out (norm, sum); with values to look at, the sum is told from the norm by them.
+            is_sum = place == 1 if value.is_meta else torch.allclose(value.to(total.dtype), total, 1e-2, 1e-2)
+            self._record("alias" if is_sum else op, (node,), ACTIVATION, value)
+
+    def _run_function(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A custom autograd function, which `__torch_function__` is not told of.
+
+        What it computes with PyTorch is seen as it happens; what a kernel of its own computes is one operation by the
+        function's name. A checkpoint's function hides the gradient's way through it, and is called directly.
+        """
+        original = self._apply.__func__
+        if threading.get_ident() != self._thread:
+            return original(function, *args, **kwargs)
+        if function is CheckpointFunction:
+            return args[0](*args[2:])
+        result = original(function, *args, **kwargs)
+        unseen = [value for value in tensors_in(result) if self._is_news(value)]
+        if unseen and any(self._look_up(value).role == ACTIVATION for value in tensors_in(args)):
+            op = function.__name__
+            found = self._look_at_sum(op, args, kwargs) if ops.may_add(op) else None
+            if found is None:
+                self._record_call(op, args, kwargs, unseen, None, None)
+            else:
+                with torch._C.DisableTorchFunction():  # our own sum is none of the model's
+                    self._record_fused(op, found, found.skip_value() + found.write_value(), result)
         return result
 
-    def _look_at_sum(self, args: Any, kwargs: Any) -> _Found | None:
-        first = args[0] if args else kwargs.get("input")
-        second = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("end"))
-        if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+    def _is_news(self, value: Tensor) -> bool:
+        node = self.node_of(value)
+        return node is None or node.role != ACTIVATION
+
+    def _look_at_sum(self, op: str, args: Any, kwargs: Any) -> _Found | None:
+        """The connection that a call is about to make, if it makes one."""
+        added = addends_of(op, args, kwargs, self.node_of)
+        if added is None:
             return None
-        a = self._look_up(first)
-        split = find_fork(a, self._look_up(second))
-        if split is None:
+        nodes = []
+        for addend in added.addends:
+            parts = tuple(self._look_up(part) for part in addend.parts)
+            if addend.op:
+                role = _role(addend.op, parts)
+                nodes.append(Node(len(self.nodes), addend.op, parts, role, addend.shape, self._module))
+            else:
+                nodes.append(addend.node or parts[0])
+        fork = find_fork(nodes, added.partial)
+        if fork is None:
             return None
-        skip, write, fork, projected = split
-        return _Found((skip, write, fork), projected, (first, second) if skip is a else (second, first))
+        self.nodes += [node for node, addend in zip(nodes, added.addends, strict=True) if addend.op]
+        fused = any(added.addends[i].op for i in fork.writes_at)
+        return _Found(fork, nodes, [addend.value for addend in added.addends], fused)
+
+    def _measure(self, found: _Found) -> Measure:
+        """Show the skip's and the write's value to the watch, all of the write where branches are added in turn."""
+        assert self._watch is not None
+        beside, last = found.fork.beside, self._last
+        skip, write = found.skip_value(), found.write_value()
+        if beside is not None and last is not None and last.connection is beside:
+            doubled = len(found.fork.writes) == len(beside.writes)
+            if last.write_version == _version(last.write):
+                so_far = write if doubled else skip
+                skip = last.skip if last.skip_version == _version(last.skip) else so_far - last.write
+                write = last.write if doubled else last.write + write
+            elif last.skip_version == _version(last.skip):
+                so_far = write if doubled else skip + write
+                skip, write = last.skip, so_far - last.skip
+        shown = self._watch(skip, write)
+        versions = _version(skip), _version(write)
+
+        def measured(value: Tensor, node: Node) -> None:
+            shown(value, node)
+            assert node.connection is not None
+            self._last = _Last(node.connection, skip, write, *versions)
+
+        return measured
 
     def _look_up(self, value: Tensor) -> Node:
         node = self.node_of(value)
@@ -139,24 +236,68 @@ class Capture(TorchFunctionMode):
             node.edge = self._edge_of(value)  # what a custom autograd function returns has its edge only now
         return node
 
+    @property
+    def _module(self) -> str:
+        return self._running[-1] if self._running else ""
+
     def _edge_of(self, value: Tensor) -> GradientEdge | None:
         wanted = self._edges and value.requires_grad and torch.is_grad_enabled()
         return get_gradient_edge(value) if wanted else None
 
     def _record(self, op: str, inputs: tuple[Node, ...], role: str, value: Tensor) -> Node:
-        node = Node(len(self.nodes), op, inputs, role, value.shape, self._running[-1] if self._running else "")
+        node = Node(len(self.nodes), op, inputs, role, value.shape, self._module)
         node.edge = self._edge_of(value)
         self.nodes.append(node)
         self._known[id(value)] = (weakref.ref(value), node)
         return node
 
 
-class _Found(NamedTuple):
+class _Found:
     """A sum that is about to be made and will be a residual connection."""
 
-    operands: tuple[Node, Node, Node]
-    projected: bool
-    values: tuple[Tensor, Tensor]
+    def __init__(self, fork: Fork, addends: list[Node], values: list[Callable[[], Tensor]], fused: bool) -> None:
+        self.fork = fork
+        self.addends = addends
+        self._values = values
+        self._fused = fused
+
+    def skip_value(self) -> Tensor:
+        return self._values[self.fork.skip_at]()
+
+    def write_value(self) -> Tensor:
+        first, *others = (self._values[i]() for i in self.fork.writes_at)
+        return sum(others, first)
+
+    def connection_at(self, node: Node) -> Connection:
+        fork, beside = self.fork, self.fork.beside
+        added = tuple(self.addends[i] for i in fork.writes_at)
+        carries = (beside.carries if beside else (fork.skip,)) + tuple(each for each in added if carries_state(each))
+        fork.node.forks = True
+        return Connection(
+            node, fork.skip, fork.writes, fork.node, calling_line(), carries, fork.projected, self._fused, beside
+        )
+
+
+class _Last(NamedTuple):
+    """The connection that was measured last, whose operands are kept until the next in case a write joins it."""
+
+    connection: Connection
+    skip: Tensor
+    write: Tensor
+    skip_version: int
+    write_version: int
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was overwritten."""
+    return -1 if value.is_inference() else value._version
+
+
+def _name_of(func: Any) -> str:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":  # an attribute such as `weight.T`
+        return getattr(getattr(func, "__self__", None), "__name__", name)
+    return name.partition(".")[0]  # the overload of an operator: `add.Tensor`
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
@@ -174,13 +315,17 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(values, field.name))
 
 
+def _could_drop(args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
+
+
 def _role(op: str, inputs: tuple[Node, ...]) -> str:
     if op in ops.SHAPE_ONLY:
         return CONSTANT
     roles = {node.role for node in inputs}
     if ACTIVATION in roles or op in ops.LOOKUP:
         return ACTIVATION
-    return WEIGHT if WEIGHT in roles else CONSTANT
+    return next((role for role in (WEIGHT, BUFFER) if role in roles), CONSTANT)
 
 
 def calling_line() -> Source:
@@ -189,9 +334,10 @@ def calling_line() -> Source:
     PyTorch's machinery is passed over; its layers (`torch.nn.modules`) are not, for they too hold connections.
     """
     frame = sys._getframe(1)
+    own = {__file__, frame.f_code.co_filename}
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        machinery = file == __file__ or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
+        machinery = file in own or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
         if not machinery:
             break
         frame = frame.f_back

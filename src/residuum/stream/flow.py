@@ -10,6 +10,7 @@ local pass (`split.py`).
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from residuum.stream.adapter import Adapter, adapters_in
 from residuum.stream.capture import tensors_in
 from residuum.stream.errors import TraceError, in_one_line
 from residuum.stream.forward import Forward, Kept, forward_of, share, watch_into
-from residuum.stream.graph import Residual, ResidualGraph, branch_of, graph_of, readers_of, run
+from residuum.stream.graph import Residual, ResidualGraph, branch_of, graph_of, readers_of, run, unwrapped
 from residuum.stream.levels import LevelCapture
 from residuum.stream.loss import Loss, loss_of
 from residuum.stream.measurable import check_measurable
@@ -130,6 +131,7 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     `loss` takes the model's output and returns a scalar; without it `default_loss` finds one. The model is left as it
     was found, `.grad` included. Raises `TraceError` if the model cannot run or its loss carries no gradient.
     """
+    model = unwrapped(model)
     check_measurable(model, args, kwargs)
     kept: dict[Node, Kept] = {}
     parameters = dict(model.named_parameters())
@@ -144,11 +146,14 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
             capture = LevelCapture(model, watch=watch_into(kept), edges=True)
             inputs = (args, kwargs)
             output = run(model, capture, *inputs)
-        _check_unchanged(model, parameters)
+        sharded = _is_sharded(model)
+        if not sharded:
+            _check_unchanged(model, parameters)
         value, name = loss_of(output, loss, capture.tables(tensors_in(inputs)))
         graph = graph_of(capture)
         shared = _shared(graph, capture.nodes)
-        splits = {c: Split(c, c in shared) for c in (residual.connection for residual in graph.residuals)}
+        measurable = [r.connection for r in graph.residuals if not (r.connection in shared and sharded)]
+        splits = {connection: Split(connection, connection in shared) for connection in measurable}
         asked = {n: p for n, p in parameters.items() if p.requires_grad}
         wanted = [*asked.values(), *leaves]
         try:
@@ -168,12 +173,12 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     names = parameter_nodes(model, capture.nodes)
     measured = [
         [
-            Measured(r, forward_of(kept[c.sum]), _backward(splits[c]), parameters_of(branch_of(c), names))
+            Measured(r, forward_of(kept[c.sum]), _backward(splits.get(c)), parameters_of(branch_of(c), names))
             for r, c in ((residual, residual.connection) for residual in stream.residuals)
         ]
         for stream in graph.streams
     ]
-    flows = {n: parameter_flow(p, gradient_of.get(n)) for n, p in parameters.items()}
+    flows = {} if sharded else {n: parameter_flow(p, gradient_of.get(n)) for n, p in parameters.items()}
     collapsed = {name for node in capture.collapsed() for name in parameters_behind(node, names)}
     finite = math.isfinite(float(value.detach())) and not any(p.verdict == "not finite" for p in flows.values())
     finite = finite and all(math.isfinite(m.forward.state_rms) for stream in measured for m in stream)
@@ -200,7 +205,18 @@ def _shared(graph: ResidualGraph, nodes: list[Node]) -> set[Connection]:
     return found
 
 
-def _backward(split: Split) -> Backward | None:
+def _is_sharded(model: nn.Module) -> bool:
+    """Parameters that are gathered for one pass and given back in it.
+
+    They leave nothing for a local second pass, and their gradients go to the shards past `torch.autograd.grad`.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules())
+
+
+def _backward(split: Split | None) -> Backward | None:
+    if split is None:
+        return None
     parts = [split.norms.get(part) for part in ("arriving", "identity", "branch", "elsewhere", "cosine")]
     return None if None in parts else Backward(*(float(part) for part in parts if part is not None))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,8 +34,9 @@ class Forward:
     `influence`: 1 − the mean over positions of the cosine of skip and state (ShortGPT's block influence, Men et al.
     2024, arXiv 2403.03853), from 0 (no direction changed) to 2.
     `effective_rank`: exp of the entropy of the state's singular values, taken as shares of their sum (Roy & Vetterli
-    2007), from 1 (all positions alike but for scale) to its ceiling, the smaller of `sampled` and the width.
-    Both look at `sampled` positions: all, or 32 of them evenly spaced over all examples.
+    2007), from 1 (all positions alike but for scale) to its ceiling, the smaller of `sampled` and the width. Positions
+    are first scaled to length 1, so that a single long one does not hide what the others do.
+    Both look at `sampled` positions: all, or 32 of them spread over all examples.
     `outlier`: the largest channel's root mean square, over all positions, over the median channel's; infinite if half
     the channels are zero.
     """
@@ -103,7 +105,7 @@ def features(connection: Connection | None) -> int:
     if connection is not None and len(connection.sum.shape) > 2:
         for node in branch_of(connection):
             shapes = (node.shape, *(parent.shape for parent in node.activations))
-            if node.op in CONVOLUTION and node.parametric and connection.sum.shape in shapes:
+            if node.op in CONVOLUTION and node.transforms and connection.sum.shape in shapes:
                 return -1 - CONVOLUTION[node.op]
     return -1
 
@@ -117,13 +119,24 @@ def _shape(old: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor
     """Influence, root mean square of each channel, and the Gram matrix of a sample of positions."""
     old, state = (_real(value.movedim(dim, -1)) for value in (old, state))
     wide = torch.promote_types(state.dtype, torch.float32)
+    if state.ndim == 1:  # one vector is one position
+        old, state = old[None], state[None]
     positions = state.shape[:-1]
     count = max(positions.numel(), 1)
     channels = torch.linalg.vector_norm(state, dim=tuple(range(len(positions))), dtype=wide) / count**0.5
-    some = torch.arange(min(count, SAMPLE), device=state.device) * count // min(count, SAMPLE)
-    at = torch.unravel_index(some, positions)
+    at = torch.unravel_index(torch.arange(min(count, SAMPLE), device=state.device) * _stride(count) % count, positions)
     rows, before = state[at].to(wide), old[at].to(wide)
-    return 1 - F.cosine_similarity(before, rows, dim=-1).mean(), channels, rows @ rows.mT
+    influence = 1 - F.cosine_similarity(before, rows, dim=-1).mean()
+    rows = F.normalize(rows, dim=-1)
+    return influence, channels, rows @ rows.mT
+
+
+def _stride(count: int) -> int:
+    """A stride that visits every position once: by the golden ratio, so that it does not stay in an image's column."""
+    stride = max(round(count * 0.618), 1)
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
 
 
 def _real(value: Tensor) -> Tensor:

@@ -8,12 +8,10 @@ from torch import nn
 
 from residuum.stream.capture import tensors_in
 from residuum.stream.errors import TraceError
-from residuum.stream.graph import check_traceable
 
 
 def check_measurable(model: nn.Module, args: Any, kwargs: Any) -> None:
     """Raises `TraceError` for what has no values, can have no gradient, or lies where the model does not."""
-    check_traceable(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise TraceError("parameters on the meta device have no values to measure: residuum.trace gives the structure")
     if any(parameter.is_inference() for parameter in model.parameters()):

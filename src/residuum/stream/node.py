@@ -9,7 +9,7 @@ from torch.autograd.graph import GradientEdge
 
 from residuum.stream import ops
 
-ACTIVATION, WEIGHT, CONSTANT = "activation", "weight", "constant"
+ACTIVATION, WEIGHT, BUFFER, CONSTANT = "activation", "weight", "buffer", "constant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,19 @@ class Node:
     """One call of a tensor function.
 
     `inputs` are the nodes of its tensor arguments in order. `role` says what the result depends on: an *activation* on
-    the model's input, a *weight* on parameters alone (however they were transformed), a *constant* on neither.
-    `edge` is where autograd continues from the result, kept only where gradients are measured. `connection` is set if
-    the call is a residual connection.
+    the model's input, a *weight* on parameters alone (however they were transformed), a *buffer* on matrices that the
+    model holds beside its parameters (quantised weights, say), a *constant* on none of them. `edge` is where autograd
+    continues from the result, kept only where gradients are measured. `connection` is set if the call is a residual
+    connection, or one of the sums that make up one; `forks` if a stream forks at the result. `factor` is the plain
+    number that a product multiplies or divides by, if any.
+
+    `transforms` is what tells a branch from arithmetic: a weight meets an activation and does more than shift or scale
+    it entry by entry, or entries are mixed without a weight, by pooling or a Fourier transform.
     """
 
-    __slots__ = ("connection", "edge", "index", "inputs", "module", "op", "role", "shape")
+    __slots__ = (
+        "connection", "edge", "factor", "forks", "index", "inputs", "module", "op", "role", "shape", "transforms",
+    )  # fmt: skip
 
     def __init__(
         self, index: int, op: str, inputs: tuple[Node, ...], role: str, shape: torch.Size, module: str
@@ -46,17 +53,29 @@ class Node:
         self.module = module
         self.edge: GradientEdge | None = None
         self.connection: Connection | None = None
+        self.factor: float | None = None
+        self.forks = False
+        self.transforms = role == ACTIVATION and self._transforms()
 
     @property
     def activations(self) -> list[Node]:
         return [node for node in self.inputs if node.role == ACTIVATION]
 
     @property
-    def parametric(self) -> bool:
-        """A weight meets an activation here, and does more than shift or scale it entry by entry."""
-        if self.op in ops.NORM or self.role != ACTIVATION:
-            return False
-        if not any(node.role == WEIGHT for node in self.inputs):
+    def reads_table(self) -> bool:
+        """Rows of a weight are picked by an activation, as an embedding does."""
+        picks = self.op in ops.LOOKUP or self.op in ops.PART
+        return picks and any(node.role == WEIGHT for node in self.inputs[:2])
+
+    def _transforms(self) -> bool:
+        if self.op in ops.CARRY:
+            return self.reads_table
+        if self.op in ops.MIX:
+            return True
+        roles = {node.role for node in self.inputs}
+        if BUFFER in roles and self.op in ops.MATMUL:
+            return True
+        if WEIGHT not in roles or ops.is_norm(self.op):
             return False
         return not (self.op in ops.ELEMENTWISE and any(node.shape == self.shape for node in self.activations))
 
@@ -70,11 +89,20 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One residual addition: its sum, its two operands, and the value x that both come from, where the stream forks."""
+    """One residual addition: its sum, its operands, and the value x that all of them come from, where the stream forks.
+
+    `writes` are several where branches run in parallel; where they are added in turn, `earlier` is the connection as it
+    was before the last one. `carries` are the operands that carry a state on: the skip, and a write that is itself one.
+    `projected` is set where the skip passes a map of its own, `fused` where the write exists only inside the call that
+    adds it (`addmm`, say).
+    """
 
     sum: Node
     skip: Node
-    write: Node
+    writes: tuple[Node, ...]
     fork: Node
     source: Source
+    carries: tuple[Node, ...]
     projected: bool = False
+    fused: bool = False
+    earlier: Connection | None = None

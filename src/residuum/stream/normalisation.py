@@ -15,7 +15,7 @@ def normalised_by(node: Node) -> Node | None:
     LayerNorm's `(x − mean) / sqrt(var + ε)`. The statistic is smaller than the value, comes from it by a mean,
     variance, sum or norm, and meets no parameter on the way.
     """
-    if node.op in ops.NORM:
+    if ops.is_norm(node.op):
         return next(iter(node.activations), None)
     if node.op not in ops.MULTIPLY or len(node.activations) < 2:
         return None
@@ -27,10 +27,13 @@ def normalised_by(node: Node) -> Node | None:
 
 
 def _is_statistic_of(statistic: Node, value: Node) -> bool:
-    # `x.float()` or `x - mean` may be what is scaled while the statistic is taken of x itself, and the other way round.
+    # `x.float()`, `x - mean` or `gain * x` may be what is scaled while the statistic is taken of x itself, and the
+    # other way round.
     sources = {value.index}
     source = value
-    while source.activations and (source.op in ops.VIEW or source.op in ops.ADD):
+    while source.activations and (
+        source.op in ops.VIEW or source.op in ops.ADD or (source.op in ops.MULTIPLY and len(source.activations) == 1)
+    ):
         source = source.activations[0]
         sources.add(source.index)
     oldest = min(sources)
@@ -40,7 +43,7 @@ def _is_statistic_of(statistic: Node, value: Node) -> bool:
         node, reduced = pending.pop()
         if node.index in sources and reduced:
             return True
-        if node.index < oldest or node.parametric or (node.index, reduced) in seen:
+        if node.index < oldest or node.transforms or (node.index, reduced) in seen:
             continue
         seen.add((node.index, reduced))
         pending += [(parent, reduced or node.op in ops.STATISTIC) for parent in node.activations]

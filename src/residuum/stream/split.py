@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.autograd.graph import Node as GradNode
 
-from residuum.stream.connection import carried
+from residuum.stream.connection import carried, state_of
 from residuum.stream.node import Connection
 
 
@@ -116,13 +116,17 @@ def _grad_nodes_of_skip(connection: Connection, fork: GradientEdge) -> set[GradN
             continue
         if node.edge is not None:
             found.add(node.edge.node)
-        pending += node.activations[:1] if connection.projected and node is not connection.sum else carried(node)
+        if node is connection.sum:
+            pending.append(connection.skip)
+        else:
+            state = state_of(node) if connection.projected else None
+            pending += carried(node) if state is None else [state]
     if any((fork.node, fork.output_nr) in grad_node.next_functions for grad_node in found):
         return found
     # A sum made in place on a view hides its addition in a node of autograd's own, and no recorded call ends at the
     # fork: then the skip is all that lies behind the sum but not behind the write.
-    write = connection.write.edge
-    return _behind(found, fork.node) - (_behind({write.node}, fork.node) if write is not None else set())
+    writes = {write.edge.node for write in connection.writes if write.edge is not None}
+    return _behind(found, fork.node) - _behind(writes, fork.node)
 
 
 def _behind(start: set[GradNode], fork: GradNode) -> set[GradNode]:

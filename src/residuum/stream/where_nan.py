@@ -50,11 +50,15 @@ class NanMaker:
     module: str = ""
     source: Source | None = None
 
+    @property
+    def told(self) -> str:
+        """In words, without file and line."""
+        if self.where in ("forward", "backward"):
+            return f"{self.name} made {self.found} in the {self.where} pass of {self.module or 'the model'}"
+        return f"{self.where} {self.name} holds {self.found} already"
+
     def __str__(self) -> str:
-        if self.where not in ("forward", "backward"):
-            return f"{self.where} {self.name} holds {self.found} already"
-        line = f", {self.source}" if self.source else ""
-        return f"{self.name} made {self.found} in the {self.where} pass of {self.module or 'the model'}{line}"
+        return f"{self.told}, {self.source}" if self.source else self.told
 
 
 def where_nan(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) -> NanMaker | None:

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
-from residuum.audit.finding import Skip
+from residuum.audit.finding import Skip, place
 from residuum.stream import Flow, Residual
 
+# With fewer connections a median says nothing of what more of them would do.
+ENOUGH = 4
 
-def reach(flow: Flow) -> Iterator[tuple[Residual, Residual, float]]:
-    """(first, last, ratio) of every stream with at least two connections that carry a gradient."""
+
+@dataclass(frozen=True)
+class Reach:
+    """The gradient at the first connection over that at the last, and what one connection multiplies it by.
+
+    `factor` is the median over neighbours, so that one place (a small embedding that is scaled up once) does not
+    decide; None in a stream of fewer than four connections.
+    """
+
+    first: Residual
+    last: Residual
+    ratio: float
+    factor: float | None
+
+    @property
+    def each(self) -> str:
+        """Where the factor was measured, in words."""
+        return f"between {place(self.first)} and {place(self.last)}"
+
+
+def reach(flow: Flow) -> Iterator[Reach]:
+    """One for every stream with at least two connections that carry a gradient."""
     found = False
     for stream in flow.measured:
-        carrying = [m for m in stream if m.backward is not None and m.backward.arriving > 0]
-        finite = [m for m in carrying if m.backward is not None and math.isfinite(m.backward.arriving)]
-        if len(finite) > 1 and finite[0].backward and finite[-1].backward:
+        arriving = [(m.residual, m.backward.arriving) for m in stream if m.backward is not None]
+        carrying = [(residual, size) for residual, size in arriving if 0 < size < math.inf]
+        if len(carrying) > 1:
             found = True
-            yield finite[0].residual, finite[-1].residual, finite[0].backward.arriving / finite[-1].backward.arriving
+            (first, at_first), (last, at_last) = carrying[0], carrying[-1]
+            factors = [a / b for (_, a), (_, b) in pairwise(carrying)]
+            yield Reach(first, last, at_first / at_last, median(factors) if len(carrying) >= ENOUGH else None)
     if not found:
         raise Skip("no stream has two connections that carry a finite gradient")

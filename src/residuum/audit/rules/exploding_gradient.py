@@ -9,9 +9,10 @@ from residuum.audit.rules._reach import reach
 
 
 class ExplodingGradient(Rule):
-    """More than a thousand times the gradient at the last connection arrives at the first.
+    """More than a thousand times the gradient at the last connection arrives at the first, or half of the connections
+    more than double it each: ten of them make the same thousand.
 
-    The bound mirrors RS201's and is far from what works: over 24 blocks at the start, 1.2 times the gradient arrives
+    The bounds mirror RS201's and are far from what works: over 24 blocks at the start, 1.2 times the gradient arrives
     with pre-norm and 36 times with post-norm (`python benchmarks/gradient_reach.py`).
     """
 
@@ -20,11 +21,15 @@ class ExplodingGradient(Rule):
     title = "exploding gradient"
     mend = "normalise before the branch (pre), or start the branches' last matrices smaller"
     most = 1e3
+    each = 2.0
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
-        for first, last, ratio in reach(seen.flow):
-            if ratio > self.most:
-                yield self.finding(f"the gradient at {place(first)} is {ratio:.2g} times that at {place(last)}", first)
+        for r in reach(seen.flow):
+            if r.ratio > self.most:
+                said = f"the gradient at {place(r.first)} is {r.ratio:.2g} times that at {place(r.last)}"
+                yield self.finding(said, r.first)
+            elif r.factor is not None and r.factor > self.each:
+                yield self.finding(f"each connection multiplies the gradient by {r.factor:.2g} {r.each}", r.first)
 
 
 RULE = ExplodingGradient()

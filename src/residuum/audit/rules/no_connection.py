@@ -14,6 +14,10 @@ class NoConnection(Rule):
     severity = "error"
     title = "no residual connection"
     mend = "add the input of each sub-layer to its output: x + f(x)"
+    example = """
+x = self.mlp(self.norm(x))  # faulty
+x = x + self.mlp(self.norm(x))  # mended
+"""
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
         if list(seen.graph.residuals):

@@ -1,0 +1,37 @@
+"""RS308: a low-rank adapter that adds about nothing to its base layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from residuum.audit.finding import Evidence, Finding, Rule
+
+
+class IdleAdapter(Rule):
+    """‖BA‖ is less than 1/10,000 of ‖W‖: what the adapter adds is below what float16 would notice (2⁻¹¹), as in RS301.
+
+    The scale before an adapter (α/r, of the order of 1) is left out. With B at zero, as LoRA starts (Hu et al. 2021,
+    arXiv 2106.09685), it is only news.
+    """
+
+    code = "RS308"
+    severity = "warning"
+    title = "adapter adds about nothing"
+    mend = "train it longer or at a higher rate, check that it is not merged or disabled, or remove it"
+    least = 1e-4
+
+    def check(self, seen: Evidence) -> Iterator[Finding]:
+        adapters = [adapter for adapter in seen.flow.adapters if adapter.base_norm > 0]
+        zero = [adapter for adapter in adapters if adapter.product_norm == 0]
+        for a in adapters:
+            share = a.product_norm / a.base_norm
+            if 0 < share < self.least:
+                said = f"the adapter on {a.base} is {share:.1e} of it ({' and '.join(a.parameters)})"
+                yield Finding(self.code, self.severity, said, self.mend, a.module)
+        if zero:
+            mend = "nothing to mend before the first step; after training the adapter is dead"
+            are = f"{len(zero)} adapters add" if len(zero) > 1 else f"the adapter on {zero[0].base} adds"
+            yield self.finding(f"{are} exactly nothing", None, "info", mend)
+
+
+RULE = IdleAdapter()

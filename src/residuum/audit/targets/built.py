@@ -1,0 +1,51 @@
+"""What every kind of target comes to: a model, inputs to try, and what to tell about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+
+from residuum.audit.targets.inputs import describe, make_inputs
+from residuum.errors import InputError
+from residuum.stream import TraceError
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Built:
+    """A model with the inputs that came with it; None where they are to be made. `notes` are for the report."""
+
+    model: nn.Module
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, look: Callable[..., Result]) -> tuple[Result, list[str]]:
+        """`look(model, *args, **kwargs)` with the first inputs that run, and the notes.
+
+        Raises `TraceError`, the one that the likeliest inputs met, if none do.
+        """
+        if self.inputs is not None:
+            args, kwargs = self.inputs
+            return self._look(look, args, kwargs), self.notes
+        first: TraceError | None = None
+        for inputs in make_inputs(self.model):
+            try:
+                return self._look(look, (), inputs), [*self.notes, f"inputs made: {describe(inputs)}"]
+            except TraceError as error:
+                first = first or error
+        raise first or InputError(f"no inputs can be made for {type(self.model).__name__}: give them with --inputs")
+
+    def _look(self, look: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
+        try:
+            return look(self.model, *args, **kwargs)
+        except TraceError as error:
+            if re.search(r"not implemented for '(Half|BFloat16)'", str(error)):
+                raise InputError(
+                    f"{error}: this device lacks it in half precision: give the model in float32"
+                ) from error
+            raise

@@ -1,0 +1,116 @@
+"""RS2xx: each rule fires on a planted fault and not on the healthy twin."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stack import Stack, found, variant
+
+
+@pytest.mark.parametrize("code", ["RS201", "RS202", "RS203", "RS204", "RS205", "RS206"])
+def test_the_healthy_twin_has_none(code: str) -> None:
+    assert found(Stack(), code) == []
+
+
+def test_rs201_over_all_and_connection_by_connection() -> None:
+    over_all = found(variant(join=lambda self, i, x: 0.1 * x + 0.01 * self.ups[i](x)[..., :12]), "RS201")
+    assert over_all[0].message.startswith("the gradient at connection 0")
+    # A third at each of five connections is a hundredth in all, and nothing at fifty.
+    each = found(variant(join=lambda self, i, x: 0.3 * x + 0.01 * self.ups[i](x)[..., :12]), "RS201")
+    (finding,) = each
+    assert finding.message.startswith("each connection passes on 0.3")
+    assert finding.severity == "warning"
+    assert found(variant(join=lambda self, i, x: 0.7 * x + 0.01 * self.ups[i](x)[..., :12]), "RS201") == []
+
+
+def test_rs202_connection_by_connection() -> None:
+    (finding,) = found(variant(join=lambda self, i, x: 3 * x + 0.01 * self.ups[i](x)[..., :12]), "RS202")
+    assert finding.message.startswith("each connection multiplies the gradient by 3")
+    assert found(variant(join=lambda self, i, x: 1.5 * x + 0.01 * self.ups[i](x)[..., :12]), "RS202") == []
+
+
+def test_rs203_a_zero_behind_a_zero_is_no_fault() -> None:
+    model = Stack()
+    torch.nn.init.zeros_(model.downs[2].weight)
+    torch.nn.init.zeros_(model.downs[2].bias)
+    assert found(model, "RS203") == []  # norm and up get exactly zero, and train from the second step on
+    model = Stack()
+    model.spare = torch.nn.Linear(2, 2)
+    (finding,) = found(model, "RS203")
+    assert finding.message == "2 parameters get no gradient from a fixed random projection of the output: " + (
+        "spare.weight, spare.bias"
+    )
+    model = variant(branch=lambda self, i, x: self.downs[i](torch.tanh(self.ups[i](self.norms[i](x)) * (i != 3))))
+    (finding,) = found(model, "RS203")  # the branch writes its bias, so nothing explains these zeros
+    assert finding.message.startswith("5 parameters get no gradient")
+    assert finding.message.endswith("norms.3.weight, norms.3.bias, ups.3.weight, ups.3.bias and 1 more")
+
+
+def test_rs204_names_the_line_and_the_operation() -> None:
+    def branch(self: Stack, i: int, x: Tensor) -> Tensor:
+        y = Stack.branch(self, i, x)
+        return y if i != 2 else y + (y - 100).log()
+
+    (finding,) = found(variant(branch=branch), "RS204")
+    assert finding.message.startswith("the write of connection 2")
+    assert finding.message.endswith("holds NaN or infinity: log made NaN in the forward pass of the model")
+    assert Path(finding.source.file) == Path(__file__)
+    assert "(y - 100).log()" in Path(__file__).read_text().splitlines()[finding.source.line - 1]
+    assert finding.severity == "error"
+
+
+def test_rs204_backward() -> None:
+    (finding,) = found(variant(join=lambda self, i, x: x + self.branch(i, x) + (x * 0).sqrt()), "RS204")
+    assert "sqrt made" in finding.message
+    assert "in the backward pass" in finding.message
+    assert Path(finding.source.file) == Path(__file__)
+
+
+def test_rs204_a_model_that_changes_between_runs() -> None:
+    class Once(Stack):
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs = getattr(self, "runs", 0) + 1
+            return super().forward(x) * (float("nan") if self.runs == 1 else 1)
+
+    (finding,) = found(Once(), "RS204")
+    assert finding.message.endswith("a second run was finite: the model changes between runs")
+
+
+def test_rs205_matrices_are_a_fault_and_vectors_news() -> None:
+    def branch(self: Stack, i: int, x: Tensor) -> Tensor:
+        y = Stack.branch(self, i, x)
+        return y + 1e-12 * self.spare(x) if i == 1 else y
+
+    model = variant(branch=branch)
+    model.spare = torch.nn.Linear(12, 12)
+    findings = found(model, "RS205")
+    assert [(f.severity, f.message.rpartition(" ")[2]) for f in findings] == [
+        ("warning", "spare.weight"),
+        ("info", "spare.bias"),
+    ]
+
+
+def test_rs206_frozen_block() -> None:
+    def frozen(*layers: int, embed: bool = False) -> Stack:
+        model = Stack()
+        for i in layers:
+            for part in (model.norms, model.ups, model.downs):
+                part[i].requires_grad_(False)
+        model.embed.requires_grad_(not embed)
+        return model
+
+    (finding,) = found(frozen(2), "RS206")
+    assert finding.message.endswith("is frozen; 4 of 5 connections train")
+    assert finding.severity == "warning"
+    assert [f.severity for f in found(frozen(0, 1), "RS206")] == ["warning", "warning"]  # the embedding trains
+    assert [f.severity for f in found(frozen(0, 1, embed=True), "RS206")] == ["info", "info"]
+    assert found(frozen(1, 2, 3), "RS206") == []  # most are frozen: a design
+    half = Stack()
+    half.ups[2].requires_grad_(False)
+    assert found(half, "RS206") == []
