@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from residuum.audit import judge
 from residuum.audit.finding import Evidence, source_of
 from residuum.errors import InputError
 from residuum.monitor.destination import destination
 from residuum.monitor.line import FIELDS, line_of
-from residuum.stream.graph import check_traceable
+from residuum.stream.graph import unwrapped
 from residuum.stream.listen import Listener
 
 
@@ -47,12 +46,11 @@ class Monitor:
                 raise InputError(f"{name} is {value!r}: give a whole number of steps, at least {least}")
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise InputError(f"scaler is {scaler!r:.60}: give the torch.amp.GradScaler that scales the loss")
-        check_traceable(model)
         if isinstance(model, nn.DataParallel):
             raise InputError("DataParallel runs copies of the model in threads: use DistributedDataParallel")
         self.every, self.step = every, start
         self.last: dict[str, Any] | None = None
-        self._model, self._scaler = _inner(model), scaler
+        self._model, self._scaler = unwrapped(model), scaler
         self._write = destination(to)
         self._inside = False
         self._listener: Listener | None = None
@@ -134,11 +132,3 @@ class Monitor:
 
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The user's own module inside torch.compile's and DDP's."""
-    wrapped: Any = model
-    while hasattr(wrapped, "_orig_mod") or isinstance(wrapped, DistributedDataParallel):
-        wrapped = wrapped._orig_mod if hasattr(wrapped, "_orig_mod") else wrapped.module
-    return wrapped
