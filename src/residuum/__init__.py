@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from residuum.model import ModelConfig as ModelConfig
     from residuum.model import Transformer as Transformer
     from residuum.model import generate as generate
+    from residuum.monitor import Monitor as Monitor
     from residuum.stream import ResidualGraph as ResidualGraph
     from residuum.stream import TraceError as TraceError
     from residuum.stream import flow as flow
@@ -22,6 +23,7 @@ _HOME = {
     "Audit": "audit",
     "InputError": "errors",
     "ModelConfig": "model",
+    "Monitor": "monitor",
     "TraceError": "stream",
     "ResidualGraph": "stream",
     "Transformer": "model",

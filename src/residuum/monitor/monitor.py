@@ -1,0 +1,134 @@
+"""Watch the residual stream of a model while somebody else trains it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from residuum.audit import judge
+from residuum.audit.finding import Evidence, source_of
+from residuum.errors import InputError
+from residuum.monitor.destination import destination
+from residuum.monitor.line import FIELDS, line_of
+from residuum.stream.graph import unwrapped
+from residuum.stream.listen import Listener
+
+
+class Monitor:
+    """Measure every `every`-th training step, and the first: gradient shares, stream, and the audit's findings.
+
+        monitor = residuum.Monitor(model, every=100, to="monitor.jsonl")
+        for x, y in data:
+            with monitor:
+                loss = model.loss(x, y)
+                loss.backward()
+            optimizer.step()
+
+    A step is one block, whatever runs in it; of several forward passes (gradient accumulation) the first is measured,
+    with the backward pass that goes with it. The other steps cost a comparison. Weights, gradients, buffers and random
+    numbers are exactly those of a run without a monitor, but that a compiled model runs eagerly in a measured step.
+
+    `to` is a path (JSON lines, appended), a SummaryWriter, a W&B run, or a function of one dictionary. `scaler` is the
+    GradScaler, if there is one: gradients are divided by its scale. `start` counts the steps done before, where a run
+    goes on. In distributed training make a monitor on every process; the first alone measures, its own batch.
+    Raises `InputError` for what cannot be used, `TraceError` for a model that cannot be looked at.
+    """
+
+    def __init__(
+        self, model: nn.Module, every: int = 100, to: Any = "monitor.jsonl", scaler: Any = None, start: int = 0
+    ) -> None:
+        for name, value, least in (("every", every, 1), ("start", start, 0)):
+            if type(value) is not int or value < least:
+                raise InputError(f"{name} is {value!r}: give a whole number of steps, at least {least}")
+        if scaler is not None and not hasattr(scaler, "get_scale"):
+            raise InputError(f"scaler is {scaler!r:.60}: give the torch.amp.GradScaler that scales the loss")
+        if isinstance(model, nn.DataParallel):
+            raise InputError("DataParallel runs copies of the model in threads: use DistributedDataParallel")
+        self.every, self.step = every, start
+        self.last: dict[str, Any] | None = None
+        self._model, self._scaler = unwrapped(model), scaler
+        self._write = destination(to)
+        self._inside = False
+        self._listener: Listener | None = None
+        self._stance: Any = None
+        self._noted: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def __enter__(self) -> Monitor:
+        if self._inside:
+            raise InputError("the monitor is inside a step already: leave its block before the next one begins")
+        self._inside = True
+        self.step += 1
+        if self.step % self.every == 0 or self.step == 1:
+            self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        try:
+            if self._listener is not None and kind is None:
+                self._measure(self._listener)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Leave the step, if one is under way, and measure nothing; for loops that cannot use a block."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+        self._inside, self._listener, self._stance, self._noted = False, None, None, {}
+
+    def note(self, **values: Any) -> None:
+        """Put numbers, such as loss=loss, into this step's line; free where the step is not measured."""
+        for name, value in values.items() if self._listener is not None else ():
+            if name in FIELDS:
+                raise InputError(f"note: the line has a {name} of its own: choose another name")
+            try:
+                self._noted[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError(f"note: {name} is {value!r:.60}: give one number") from None
+
+    def _begin(self) -> None:
+        if "torch._dynamo" in sys.modules:  # or nothing can have been compiled
+            self._stance = torch.compiler.set_stance("force_eager")  # on every process alike
+            self._stance.__enter__()
+        if not _distributed() or torch.distributed.get_rank() == 0:
+            # Now, for the scaler changes its scale after the step.
+            self._scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+            self._listener = Listener(self._model)
+
+    def _measure(self, listener: Listener) -> None:
+        name = type(self._model).__name__
+        noted = self._noted
+        if not listener.called:
+            return self._leave_out(f"{name} was not called with gradients: give Monitor the module that the loop calls")
+        try:
+            flow = listener.read(self._scale, noted.get("loss"))
+            audit = None if flow is None else judge(Evidence(flow.graph, flow, source_of(self._model)), name)
+        except Exception as error:  # our own fault must not end somebody's training
+            return self._leave_out(f"measuring it raised {type(error).__name__}: {error}")
+        if flow is None or audit is None:
+            return self._leave_out(
+                f"no gradient came back through {name}: call backward() inside the block, on a loss of its output"
+            )
+        if "loss" not in noted and listener.own_loss is not None:
+            noted["loss"] = flow.loss
+        self.last = line_of(self.step, audit, noted)
+        try:
+            self._write(self.last)
+        except OSError as error:  # nor may a full disk
+            self._leave_out(f"cannot write: {error.strerror or error}: make room or choose another place")
+        return None
+
+    def _leave_out(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(f"residuum.Monitor: step {self.step} is left out, because {reason}", stacklevel=4)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
