@@ -16,6 +16,7 @@ from residuum.stream import flow
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plant
+
 from architectures import ARCHITECTURES, LAYERS
 
 pytestmark = pytest.mark.faults

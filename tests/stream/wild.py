@@ -339,10 +339,30 @@ class MemoryTable(Stack):
         return x + self.mlps[i].down(torch.cat([torch.stack(seen), y], -1))
 
 
+class LinearRecurrence(Stack):
+    """h = a(x) ∘ h + x, step by step inside the branch."""
+
+    expected = ("identity", "pre")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(D, D) for _ in range(3))
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        u = torch.tanh(self.gates[i](self.norms[i](x)))
+        decay = torch.exp(-F.softplus(self.gates[i](u)))
+        h, steps = torch.zeros_like(u[0]), []
+        for t in range(x.shape[0]):
+            h = decay[t] * h + u[t]
+            steps.append(h)
+        return x + self.mlps[i](torch.stack(steps))
+
+
 ONE_STREAM = [
     AddCMul, AddMM, StackedSum, BuiltinSum, IndexAdd, Broadcast, OneVector, StochasticDepth, DroppedStream, HandLerp,
     GRUGate, FourierMixing, QuantisedBuffers, WeightNorm, Adapter, DoubledSkip, ParallelInTurn, ParallelTogether,
     ParallelInPlace, FusedAddNorm, NormedSkip, Lookalikes, PositionsEverywhere, MemoryTable,
+    LinearRecurrence,
 ]  # fmt: skip
 
 

@@ -176,9 +176,14 @@ def _fork(skip: Node, write: Node) -> Node | None:
             heappop(pending)
         normed = normalised_by(state)
         for parent in carried(state) if normed is None else [normed]:
-            if parent not in carriers:
+            if parent not in carriers and not _picks_one(state):
                 heappush(carriers, parent)
     return None
+
+
+def _picks_one(node: Node) -> bool:
+    """One step of a sequence, as a recurrence reads it: no state of the whole."""
+    return node.op in ("__getitem__", "select") and len(node.shape) < len(node.inputs[0].shape)
 
 
 def _is_read(fork: Node, branch: set[Node]) -> bool:
