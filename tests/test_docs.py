@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -20,11 +21,12 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def test_the_readmes_example(tmp_path: Path) -> None:
-    (block,) = python_blocks("README.md")
+def test_the_readmes_examples(tmp_path: Path) -> None:
+    blocks = python_blocks("README.md")
+    block = blocks[0]
     script = tmp_path / "example.py"
-    script.write_text(block)
-    done = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True)
+    script.write_text("\n".join(blocks))
+    done = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     line = block.splitlines().index(next(x for x in block.splitlines() if "return x + self.down" in x)) + 1
     shown = done.stdout.splitlines()
@@ -33,6 +35,8 @@ def test_the_readmes_example(tmp_path: Path) -> None:
         f"1 pre {line}",
         f"2 pre {line}",
     ]
+    (measured,) = (tmp_path / "monitor.jsonl").read_text().splitlines()
+    assert len(json.loads(measured)["connections"]) == 2
 
 
 def test_a_connection_takes_one_file() -> None:
