@@ -53,7 +53,7 @@ def test_parallel_branches_are_one_connection_with_two_writes(kind: type[models.
     first = residuum.flow(model, x).all_measured[0]
     assert set(first.residual.branches) == {"attns.0", "mlps.0"}
     assert (
-        first.residual.parameters
+        first.residual.n_parameters
         == sum(p.numel() for n in ("attns", "mlps") for p in getattr(model, n)[0].parameters()) + models.D
     )
     rms = [float(v.pow(2).mean().sqrt()) for v in (skip, write, skip + write)]

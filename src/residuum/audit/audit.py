@@ -111,12 +111,24 @@ class Audit:
 
         A number that is not finite is None; so are loss, parameters, forward and backward where nothing was measured.
         """
-        streams = [
-            {"origin": stream.origin, "final_norm": stream.final_norm, "residuals": [_row(row) for row in rows]}
-            for stream, rows in self.streams
-        ]
         flow = self.seen.measured
-        wrong = flow and {"without_gradient": flow.without_gradient, "not_finite": flow.not_finite}
+        slopes = flow.slopes if flow else [None] * len(self.streams)
+        streams = [
+            {
+                "origin": stream.origin,
+                "final_norm": stream.final_norm,
+                "read_out": stream.read_out,
+                "log_slope": slope and asdict(slope),
+                "residuals": [_row(row) for row in rows],
+            }
+            for (stream, rows), slope in zip(self.streams, slopes, strict=True)
+        ]
+        parameters = flow and {
+            "without_gradient": flow.without_gradient,
+            "not_finite": flow.not_finite,
+            "tiny": [name for name, p in flow.parameters.items() if p.verdict == "tiny"],
+            "frozen": [name for name, p in flow.parameters.items() if p.verdict == "frozen"],
+        }
         content = {
             "schema": SCHEMA,
             "made_with": {"residuum": version("residuum"), "torch": version("torch")},
@@ -125,7 +137,8 @@ class Audit:
             "loss": flow and {"name": flow.loss_name, "value": flow.loss},
             "operations": self.graph.operations,
             "streams": streams,
-            "parameters": wrong,
+            "parameters": parameters,
+            "nan_maker": flow and flow.nan_maker and asdict(flow.nan_maker),
             "findings": [_finding(f) for f in self.findings],
             "known": None if self.known is None else [_finding(f) for f in self.known],
             "skipped": self.skipped,
@@ -208,10 +221,13 @@ def _row(row: Row) -> dict[str, Any]:
         "index": residual.index,
         "module": residual.module,
         "branch": residual.branch,
+        "branches": list(residual.branches),
+        "n_parameters": residual.n_parameters,
         "source": asdict(residual.source),
         "kind": residual.kind,
         "placement": residual.placement,
         "shape": list(residual.shape),
+        "inner": [{"branch": r.branch, "kind": r.kind, "source": asdict(r.source)} for r in residual.inner],
         "forward": _forward(row.forward) if row.forward else None,
         "backward": _backward(row.backward) if row.backward else None,
     }

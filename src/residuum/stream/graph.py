@@ -29,7 +29,7 @@ class Residual:
     """One residual connection.
 
     `module` is the module whose code adds; `branches` are those that hold the weights of each branch (several run in
-    parallel), `branch` is what they have in common, and `parameters` counts the weights. `kind` is *identity*,
+    parallel), `branch` is what they have in common, and `n_parameters` counts their weights. `kind` is *identity*,
     *scaled*, *gated*, *dropout*, *projected* or *multi-stream*; `placement` is *pre*, *post*, *sandwich* or *none*.
     `inner` are connections that stand alone inside a branch of this one, such as a state-space scan's own skip.
     """
@@ -42,7 +42,7 @@ class Residual:
     placement: str
     shape: tuple[int, ...]
     connection: Connection = field(repr=False, compare=False)
-    parameters: int = 0
+    n_parameters: int = 0
     branches: tuple[str, ...] = ()
     inner: list[Residual] = field(default_factory=list)
 
