@@ -130,6 +130,27 @@ def test_rs103_detached_between_connections() -> None:
     assert (finding.severity, "between connection 2" in finding.message) == ("warning", True)
 
 
+def _with_inner_skip(block: Block, x: Tensor) -> Tensor:
+    u = block.up(block.norm(x))
+    return block.down(u + torch.tanh(block.down(u)) @ block.up.weight.T)
+
+
+def test_rs101_skips_inside_blocks_are_no_stream() -> None:
+    found = only("RS101", look(joined(_with_inner_skip)))
+    assert found.message.startswith("6 connections, and none adds to what another made")
+    assert "RS101" not in codes(look(joined(lambda block, x: x + _with_inner_skip(block, x))))
+
+
+def test_rs104_a_skip_inside_does_not_pass_for_the_connection() -> None:
+    def join(block: Block, x: Tensor) -> Tensor:
+        return x + _with_inner_skip(block, x)
+
+    assert "RS104" not in codes(look(joined(join)))
+    model = joined(join)
+    model.layers[2].__class__ = type("Faulty", (Block,), {"forward": _with_inner_skip})
+    assert only("RS104", look(model)).message == "layers.2 has 1 connection, but 5 of its 5 siblings have 2"
+
+
 def test_rs104_missing_connection() -> None:
     finding = only("RS104", look(joined(lambda block, x: block.f(block.norm(x)), only=4)))
     assert finding.message == "layers.4 has no connection, but 5 of its 5 siblings have 1"

@@ -146,8 +146,8 @@ ARCHITECTURES = {
     "vit": Architecture(vit, [12]),
     "t5": Architecture(t5, [12, 18]),
     "resnet": Architecture(resnet, [12]),
-    # One connection a layer, and each mixer adds its skip D·x to what its scan makes.
-    "mamba": Architecture(lambda layers: mamba(2 * layers), [1, 12] + [1] * 11),
+    # One connection a layer; the skip D·x that each mixer adds to its scan belongs to the mixer.
+    "mamba": Architecture(lambda layers: mamba(2 * layers), [12]),
     "torch": Architecture(torch_encoder, [12]),
     "torch_pre": Architecture(lambda layers: torch_encoder(layers, norm_first=True), [12]),
     "by_hand": Architecture(lambda layers: by_hand(2 * layers), [12]),

@@ -395,13 +395,13 @@ def _block(residual: Residual) -> str:
 
 def _writers(model: nn.Module, residual: Residual) -> list[nn.Module]:
     """The modules with weights from the branch's last matrix to its write: a norm behind it, and that matrix."""
-    modules = [model.get_submodule(node.module) for node in _way_to_last_matrix(residual.connection.write)]
+    modules = [model.get_submodule(node.module) for node in _way_to_last_matrix(residual.connection.writes[0])]
     # PyTorch's attention is one function of several matrices: the last of its parts that hold any.
     return [[part for part in module.modules() if part._parameters][-1] for module in modules]
 
 
 def _way_to_last_matrix(node: Node) -> Iterator[Node]:
-    while not node.parametric:
+    while not node.transforms:
         if normalised_by(node) is not None:
             yield node
         node = node.activations[0]
@@ -417,7 +417,7 @@ def _scale(modules: list[nn.Module], factor: float) -> None:
 
 def _norm_of(residual: Residual) -> str:
     """The norm that the branch reads through, ends in, or whose result the next connection reads."""
-    pending, seen, found = [residual.connection.write], set(), []
+    pending, seen, found = [residual.connection.writes[0]], set(), []
     while pending:
         node = pending.pop()
         if node in seen or node.index <= residual.connection.fork.index:

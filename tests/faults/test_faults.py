@@ -72,7 +72,8 @@ FAULTS = {
     "stream widened": Fault(
         plant.widened, "RS105", ("ours", "gpt2", "llama", "bert", "vit", "torch", "torch_pre"), structure=True
     ),
-    "skips shrunk": Fault(every(plant.times(0.1)), "RS201", ("ours", "gpt2", "t5", "mamba")),
+    # Mamba's norms undo the shrinking: its gradient does not vanish.
+    "skips shrunk": Fault(every(plant.times(0.1)), "RS201", ("ours", "gpt2", "t5")),
     "skips amplified": Fault(every(plant.times(10)), "RS202", (*PRE, "resnet")),
     # Llama's and Mamba's gated products square what explodes: there it overflows, which is RS204's.
     "exploding initialisation": Fault(
@@ -110,7 +111,7 @@ def audit(name: str, fault: Fault, structure: bool = False) -> Audit:
     if structure:
         return judge(Evidence(residuum.trace(model, **inputs), warmup_steps=fault.warmup), name)
     measured = flow(model, **inputs)
-    return judge(Evidence(measured.graph, measured, fault.warmup), name)
+    return judge(Evidence(measured.graph, measured, warmup_steps=fault.warmup), name)
 
 
 @pytest.mark.parametrize(("fault", "name"), CASES)

@@ -108,7 +108,9 @@ class Monitor:
             return self._leave_out(f"{name} was not called with gradients: give Monitor the module that the loop calls")
         try:
             flow = listener.read(self._scale, noted.get("loss"))
-            audit = None if flow is None else judge(Evidence(flow.graph, flow, source_of(self._model)), name)
+            audit = (
+                None if flow is None else judge(Evidence(flow.graph, flow, model_source=source_of(self._model)), name)
+            )
         except Exception as error:  # our own fault must not end somebody's training
             return self._leave_out(f"measuring it raised {type(error).__name__}: {error}")
         if flow is None or audit is None:

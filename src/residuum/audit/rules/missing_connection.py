@@ -29,7 +29,9 @@ x = x + self.attn(self.norm1(x))  # mended
 """
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
-        counts = Counter(block for residual in seen.graph.residuals for block in blocks_of(residual))
+        # A skip inside a branch counts too: without the connection around it, it would pass for one.
+        every = (each for residual in seen.graph.residuals for each in (residual, *residual.inner))
+        counts = Counter(block for residual in every for block in blocks_of(residual))
         for siblings in _siblings(seen.graph):
             usual, agreeing = Counter(counts[block] for block in siblings).most_common(1)[0]
             fewer = [block for block in siblings if counts[block] < usual]
