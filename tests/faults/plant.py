@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import residuum
 from residuum.stream import Residual, ops
-from residuum.stream.connection import carried
+from residuum.stream.carry import carried
 from residuum.stream.node import Node
 from residuum.stream.normalisation import normalised_by
 

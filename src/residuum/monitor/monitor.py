@@ -14,8 +14,8 @@ from residuum.audit.finding import Evidence, source_of
 from residuum.errors import InputError
 from residuum.monitor.destination import destination
 from residuum.monitor.line import FIELDS, line_of
-from residuum.stream.graph import unwrapped
 from residuum.stream.listen import Listener
+from residuum.stream.trace import unwrapped
 
 
 class Monitor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from residuum.stream import ops
-from residuum.stream.connection import carried
+from residuum.stream.carry import carried
 from residuum.stream.node import Node
 from residuum.stream.split import norm
 from residuum.stream.weights import parameters_of

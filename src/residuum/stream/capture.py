@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from residuum.stream import ops
-from residuum.stream.connection import Fork, carries, find_fork
+from residuum.stream.carry import carries
+from residuum.stream.connection import Fork, find_fork
 from residuum.stream.node import ACTIVATION, BUFFER, CONSTANT, WEIGHT, Connection, Node, Source
 from residuum.stream.sums import addends_of
 

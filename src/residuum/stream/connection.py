@@ -13,8 +13,10 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from residuum.stream import ops
+from residuum.stream.carry import carried
 from residuum.stream.node import ACTIVATION, WEIGHT, Connection, Node
 from residuum.stream.normalisation import normalised_by
+from residuum.stream.projection import projected_fork
 
 
 class Fork(NamedTuple):
@@ -52,58 +54,9 @@ def find_fork(addends: list[Node], partial: bool = False) -> Fork | None:
     if not found and len(addends) == 2 and addends[0].role == addends[1].role == ACTIVATION and not partial:
         for i, skip in enumerate(addends):
             write = addends[1 - i]
-            if skip.shape == write.shape and (fork := _projected_fork(skip, write)):
+            if skip.shape == write.shape and (fork := projected_fork(skip, write)):
                 found.append(Fork(fork, skip, parallel_writes(write, fork), i, (1 - i,), projected=True))
     return max(found, key=lambda each: each.node.index, default=None)
-
-
-def carried(node: Node) -> list[Node]:
-    """The operands whose value `node` carries on: all of a view or a cast, a factor of a product, the skip of a sum."""
-    if node.connection is not None:
-        return list(node.connection.carries)
-    if node.op == "__setitem__":
-        return [node.inputs[0], *_state_written(node)]
-    if node.op in ops.JOIN:
-        return node.activations
-    if node.op in ops.PART and node.inputs and node.inputs[0].op == "__setitem__":
-        # One row of a table that holds every layer's own memory is no other layer's row.
-        return [node.inputs[0]] if _state_written(node.inputs[0]) else []
-    if node.op in ops.CARRY:
-        return list(node.inputs[:1]) if not node.reads_table else []
-    if node.op in ops.MULTIPLY:
-        factors = [operand for operand in node.activations if operand.shape == node.shape]
-        return [factor for factor in factors if not _is_gate(factor)] or factors
-    if node.op in ops.ADD and len(node.activations) == 1:
-        return node.activations
-    return []
-
-
-def _state_written(node: Node) -> list[Node]:
-    """What an assignment to a part writes there, if it is a state."""
-    return [value for value in node.inputs[-1:] if value.role == ACTIVATION and carries_state(value)]
-
-
-def carries_state(node: Node) -> bool:
-    """Whether `node` is itself a state: the sum of an earlier connection, still carried on."""
-    while node.connection is None:
-        operands = carried(node)
-        if not operands:
-            return False
-        node = operands[0]
-    return True
-
-
-def carries(node: Node, state: Node) -> bool:
-    """Whether `node` still carries `state`, past the connections between them."""
-    pending, seen = [node], {node}
-    while pending:
-        node = pending.pop()
-        if node is state:
-            return True
-        new = [each for each in carried(node) if each not in seen and each.index >= state.index]
-        seen.update(new)
-        pending += new
-    return False
 
 
 def parallel_writes(write: Node, fork: Node) -> tuple[Node, ...]:
@@ -131,14 +84,9 @@ def behind(nodes: tuple[Node, ...], fork: Node) -> set[Node]:
     return seen
 
 
-def mixes_streams(node: Node) -> bool:
-    """A product with a small matrix across parallel streams that leaves the feature axis, the last one, alone."""
-    state = state_of(node)
-    if state is None or node.op not in ops.MIX_STREAMS or len(state.shape) < 3:
-        return False
-    width = state.shape[-1]
-    others = [each for each in node.inputs if each is not state]
-    return node.shape[-1] == width and all(width not in each.shape[-2:] for each in others)
+def branch_of(connection: Connection) -> set[Node]:
+    """The nodes between fork and writes, the writes among them."""
+    return behind(connection.writes, connection.fork)
 
 
 def _fits(write: Node, skip: Node) -> bool:
@@ -230,81 +178,11 @@ def _joined(addends: list[Node], skip_at: int, writes_at: tuple[int, ...], fork:
     return Fork(fork, skip, writes, skip_at, writes_at)
 
 
-def _is_gate(node: Node) -> bool:
-    """A factor between 0 and 1, or one minus it."""
-    while node.op in ops.CARRY or node.op in ops.ADD:
-        if len(node.activations) != 1:
-            return False
-        node = node.activations[0]
-    return node.op in ops.GATE
-
-
 def _sum_at(node: Node) -> Connection | None:
     """The connection whose sum `node` is, whatever its shape or type."""
     while node.connection is None and node.op in ops.VIEW and node.activations:
         node = node.activations[0]
     return node.connection
-
-
-def _projected_fork(skip: Node, write: Node) -> Node | None:
-    """The fork of a skip that changes on its way: in width, as in ResNet's down-sampling, or by mixing streams.
-
-    Such a skip passes one linear map, and perhaps a pooling; the write passes two maps or more with a non-linearity
-    between them, which is what tells it from the two linear maps of a low-rank adapter beside its base layer.
-    """
-    forks: dict[Node, int] = {}
-    state: Node | None = skip
-    maps = 0
-    pooled = False
-    while state is not None and state.connection is None:
-        mixes = mixes_streams(state)
-        if state.transforms or mixes:
-            maps += state.op not in ops.POOL
-            pooled = pooled or state.op in ops.POOL
-        elif state.op in ops.POOL:
-            pooled = True
-        elif not (_is_linear(state) and len(state.activations) == 1):
-            break
-        if maps > 1:
-            break
-        state = state_of(state)
-        if state is not None and (maps or pooled) and not (mixes and state.shape != skip.shape):
-            forks[state] = 3 if maps else 1
-    if not forks:
-        return None
-    oldest = min(fork.index for fork in forks)
-    # How far the write has come, walking back: 1 after a map, 2 after what is not linear, 3 after a map again.
-    pending = [(write, 0)]
-    reached = set()
-    while pending:
-        node, stage = heappop(pending)
-        if node is skip:
-            return None
-        if stage >= forks.get(node, 4):
-            return node
-        if node.index <= oldest or (node, stage) in reached or node.connection is not None:
-            continue
-        reached.add((node, stage))
-        if node.transforms:
-            stage = {0: 1, 2: 3}.get(stage, stage)
-        elif stage == 1 and not _is_linear(node):
-            stage = 2
-        for parent in node.activations:
-            heappush(pending, (parent, stage))
-    return None
-
-
-def state_of(node: Node) -> Node | None:
-    """The operand that a map is applied to: of several activations the one whose features come out."""
-    wide = [each for each in node.activations if each.shape[-1:] == node.shape[-1:]]
-    return next(iter(wide or node.activations), None)
-
-
-def _is_linear(node: Node) -> bool:
-    """Linear in its activation, or a norm, which does not count as a non-linearity here."""
-    if node.op in ops.MULTIPLY and len(node.activations) == 1:
-        return True
-    return node.op in ops.CARRY or node.op in ops.ADD or normalised_by(node) is not None
 
 
 def _transforms_behind(node: Node, fork: Node) -> set[Node]:

@@ -19,16 +19,19 @@ from torch import Tensor, nn
 
 from residuum.stream.adapter import Adapter, adapters_in
 from residuum.stream.capture import tensors_in
+from residuum.stream.connection import branch_of
 from residuum.stream.errors import TraceError, in_one_line
 from residuum.stream.forward import Forward, Kept, forward_of, share, watch_into
-from residuum.stream.graph import Residual, ResidualGraph, branch_of, graph_of, readers_of, run, unwrapped
+from residuum.stream.graph import Residual, ResidualGraph, graph_of
 from residuum.stream.levels import LevelCapture
 from residuum.stream.loss import Loss, loss_of
 from residuum.stream.measurable import check_measurable
 from residuum.stream.node import Connection, Node
 from residuum.stream.parameter import ParameterFlow, parameter_flow
+from residuum.stream.placement import readers_of
 from residuum.stream.slope import log_slope
 from residuum.stream.split import Split
+from residuum.stream.trace import run, unwrapped
 from residuum.stream.untouched import untouched
 from residuum.stream.weights import parameter_nodes, parameters_behind, parameters_of
 from residuum.stream.where_nan import NanMaker, where_nan

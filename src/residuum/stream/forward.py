@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from residuum.stream.capture import Watch
-from residuum.stream.graph import branch_of
+from residuum.stream.connection import branch_of
 from residuum.stream.node import Connection, Node
 from residuum.stream.split import norm
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from residuum.stream import ops
-from residuum.stream.capture import Capture, tensors_in
-from residuum.stream.connection import behind, carried, carries, mixes_streams
-from residuum.stream.errors import TraceError, in_one_line
-from residuum.stream.node import ACTIVATION, CONSTANT, WEIGHT, Connection, Node, Source
+from residuum.stream.capture import Capture
+from residuum.stream.carry import carried
+from residuum.stream.connection import behind, branch_of
+from residuum.stream.kind import kind_of
+from residuum.stream.node import ACTIVATION, WEIGHT, Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
-from residuum.stream.raised import module_that_raised
-from residuum.stream.untouched import untouched
-
-Readers = dict[Node, list[Node]]
+from residuum.stream.placement import Readers, norm_before, norm_reading, placement_of, readers_of
 
 
 @dataclass
@@ -90,61 +81,6 @@ class ResidualGraph:
         return "\n".join(lines) or "no residual connection"
 
 
-def trace(model: nn.Module, *args: Any, **kwargs: Any) -> ResidualGraph:
-    """Run `model(*args, **kwargs)` once, without gradients, and return its residual graph.
-
-    Works on real and on meta tensors. The model is left as it was found: its mode, gradients, buffers, and the state of
-    the random generators. Raises `TraceError` if the forward pass itself raises, or hides its operations.
-    """
-    model = unwrapped(model)
-    capture = Capture(model)
-    with untouched(model), torch.no_grad():
-        run(model, capture, args, kwargs)
-    return graph_of(capture)
-
-
-def unwrapped(model: Any) -> nn.Module:
-    """The module inside `torch.compile` and data-parallel wrappers.
-
-    Raises `TraceError` for what is no module, or whose operations cannot be seen.
-    """
-    while isinstance(model, nn.Module):
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's
-            model = inner
-        else:
-            break
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"give a torch.nn.Module, not {model!r:.60}")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise TraceError(
-            f"{type(model).__name__} is compiled by torch.jit, which hides its operations: give it uncompiled"
-        )
-    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
-        raise TraceError(f"{type(model).__name__} has lazy parameters: run it once before")
-    return model
-
-
-def run(model: nn.Module, capture: Capture, args: Any, kwargs: Any) -> Any:
-    """The model's own output, its run captured; what its forward pass raises comes back as one `TraceError`."""
-    inputs = list(tensors_in((args, kwargs)))
-    if any(value.numel() == 0 for value in inputs):
-        raise TraceError("an input is empty: give at least one example")
-    capture.feed(inputs)
-    try:
-        with _eager(), capture:
-            return model(*args, **kwargs)
-    except (Exception, SystemExit) as error:
-        raised = in_one_line(error, module_that_raised(model, error))
-        raise TraceError(f"{type(model).__name__}'s forward pass raised {raised}") from error
-
-
-def _eager() -> AbstractContextManager:
-    """Run compiled parts of the model uncompiled; if nothing was compiled so far, there is nothing to do."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
 def graph_of(capture: Capture) -> ResidualGraph:
     """Put the connections of a run in streams and say of each what it is."""
     nodes = capture.nodes
@@ -165,20 +101,23 @@ def graph_of(capture: Capture) -> ResidualGraph:
         if not chain:
             chains.append(chain)
         chain.append(connection)
-    inner = {c: outer for chain in chains for c, outer in _detours(chain)}
-    streams = [_stream([c for c in chain if c not in inner], readers) for chain in chains]
+    detours = dict(outer_and_inner for chain in chains for outer_and_inner in _detours(chain))
+    inside = set(detours.values())
+    streams = [_stream([c for c in chain if c not in inside], readers) for chain in chains]
     for residual in (residual for stream in streams for residual in stream.residuals):
-        own = (c for c, outer in inner.items() if outer is residual.connection)
-        residual.inner += [_residual(i, c, False, readers) for i, c in enumerate(own)]
+        if residual.connection in detours:
+            residual.inner.append(_residual(0, detours[residual.connection], False, readers))
     return ResidualGraph(_with_inner(streams), len(nodes), capture.hidden, nodes)
 
 
 def _detours(chain: list[Connection]) -> Iterator[tuple[Connection, Connection]]:
-    """A connection whose sum only the branch of a later one reads, which itself forked before: (inner, outer)."""
-    for i, outer in enumerate(chain):
-        since = [c for c in chain[:i] if c.sum.index > outer.fork.index]
-        if len(since) == 1 and len(outer.carries) == 1 and since[0].sum in branch_of(outer):
-            yield since[0], outer
+    """(outer, inner): a connection whose sum only the branch of the next one reads, which itself forked before it."""
+    for i, outer in enumerate(chain[1:], 1):
+        inner = chain[i - 1]
+        forked_before = inner.sum.index > outer.fork.index
+        alone = i < 2 or chain[i - 2].sum.index <= outer.fork.index
+        if forked_before and alone and len(outer.carries) == 1 and inner.sum in branch_of(outer):
+            yield outer, inner
 
 
 def _with_inner(streams: list[Stream]) -> list[Stream]:
@@ -198,21 +137,12 @@ def _with_inner(streams: list[Stream]) -> list[Stream]:
     return streams
 
 
-def readers_of(nodes: list[Node]) -> Readers:
-    """Who reads each node's result."""
-    readers: Readers = {node: [] for node in nodes}
-    for node in nodes:
-        for parent in set(node.inputs):
-            readers[parent].append(node)
-    return readers
-
-
 def _stream(chain: list[Connection], readers: Readers) -> Stream:
     normed_after = {earlier for earlier, normed in (_previous(c.fork) for c in chain) if earlier is not None and normed}
-    last, norm = chain[-1], _norm_reading(chain[-1].sum, readers)
+    last, norm = chain[-1], norm_reading(chain[-1].sum, readers)
     # A norm after the last state belongs to the connection where the connection before it has one too (post-norm);
     # where not, it is the stream's final norm.
-    if norm is not None and (len(chain) < 2 or chain[-2] in normed_after) and not _norm_before(last, readers):
+    if norm is not None and (len(chain) < 2 or chain[-2] in normed_after) and not norm_before(last, readers):
         normed_after.add(last)
         norm = None
     residuals = [_residual(i, c, c in normed_after, readers) for i, c in enumerate(chain)]
@@ -221,13 +151,6 @@ def _stream(chain: list[Connection], readers: Readers) -> Stream:
 
 
 def _residual(index: int, connection: Connection, normed_after: bool, readers: Readers) -> Residual:
-    inside = all(_carries_norm(write) for write in connection.writes)
-    if normed_after:
-        placement = "post"
-    elif _norm_before(connection, readers):
-        placement = "sandwich" if inside else "pre"
-    else:
-        placement = "post" if inside else "none"
     node = connection.sum
     inner = [behind((write,), connection.fork) for write in connection.writes]
     branches = tuple(_common_path([n.module for n in nodes if n.transforms]) for nodes in inner)
@@ -236,8 +159,8 @@ def _residual(index: int, connection: Connection, normed_after: bool, readers: R
         node.module,
         _common_path(list(branches)),
         connection.source,
-        _kind(connection),
-        placement,
+        kind_of(connection),
+        placement_of(connection, normed_after, readers),
         tuple(node.shape),
         connection,
         _count_parameters(set().union(*inner)),
@@ -255,76 +178,6 @@ def _count_parameters(branch: set[Node]) -> int:
             seen.add(node)
             pending += [each for each in node.inputs if each.role == WEIGHT]
     return sum(node.shape.numel() for node in seen if not node.inputs)
-
-
-def _kind(connection: Connection) -> str:
-    skip = _path(connection.skip, connection.fork)
-    if connection.projected:
-        return "multi-stream" if any(mixes_streams(node) for node in skip) else "projected"
-    if any(_is_dropout(node) for node in skip):
-        return "dropout"
-    if connection.sum.op in ops.LERP:
-        return "gated" if len(connection.sum.activations) > 2 else "scaled"
-    normed = any(normalised_by(node) is not None for node in skip)
-    products = [] if normed else [node for node in skip if node.op in ops.MULTIPLY]
-    for write in connection.writes:
-        steps = _steps(write)
-        # Stochastic depth divides what it keeps by the chance of keeping it: that is no scale of the connection's own.
-        dropped = any(_is_dropout(node) for node in steps)
-        scales = [node for node in steps if node.op in ops.MULTIPLY and not _is_dropout(node)]
-        products += [node for node in scales if not dropped or _learned(node)]
-    if any(len(node.activations) > 1 for node in products):
-        return "gated"
-    return "scaled" if products or normed else "identity"
-
-
-def _is_dropout(node: Node) -> bool:
-    """PyTorch's own, or a product with a mask made of random numbers (stochastic depth)."""
-    if node.op in ops.DROPOUT:
-        return True
-    if node.op not in ops.MULTIPLY:
-        return False
-    pending = [each for each in node.inputs if each.role == CONSTANT]
-    while pending:
-        each = pending.pop()
-        if each.op in ops.RANDOM:
-            return True
-        pending += each.inputs
-    return False
-
-
-def _learned(product: Node) -> bool:
-    return any(node.role == WEIGHT for node in product.inputs) or len(product.activations) > 1
-
-
-def _path(node: Node, end: Node) -> list[Node]:
-    """What the skip passes on its way from the fork `end` to the sum."""
-    pending: list[list[Node]] = [[node]]
-    seen = {node}
-    while pending:
-        path = pending.pop()
-        if path[-1] is end:
-            return path[:-1]
-        for each in path[-1].inputs:
-            if each not in seen and each.index >= end.index:
-                seen.add(each)
-                pending.append([*path, each])
-    return []
-
-
-def _steps(node: Node) -> list[Node]:
-    """What a write passes unchanged but for scale on its way to the sum. A norm's own gain is no scale."""
-    steps = []
-    while node.connection is None and normalised_by(node) is None and carried(node):
-        steps.append(node)
-        node = carried(node)[0]
-    return [] if normalised_by(node) is not None else steps
-
-
-def _carries_norm(node: Node) -> bool:
-    while normalised_by(node) is None and node.connection is None and carried(node):
-        node = carried(node)[0]
-    return normalised_by(node) is not None
 
 
 def _previous(node: Node) -> tuple[Connection | None, bool]:
@@ -367,45 +220,6 @@ def _read_out(node: Node, readers: Readers) -> str | None:
         new = [reader for reader in readers[node] if reader not in seen and reader.role == ACTIVATION]
         seen.update(new)
         pending += new
-    return None
-
-
-def branch_of(connection: Connection) -> set[Node]:
-    """The nodes between fork and writes, the writes among them."""
-    return behind(connection.writes, connection.fork)
-
-
-def _norm_before(connection: Connection, readers: Readers) -> bool:
-    """Whether every first operation of the branch with weights reads the stream through a norm."""
-    branch = branch_of(connection)
-    pending, seen, found = [connection.fork], set(), False
-    while pending:
-        for reader in readers[pending.pop()]:
-            if reader not in branch or reader in seen:
-                continue
-            seen.add(reader)
-            if reader.transforms:
-                return False
-            if normalised_by(reader) is not None:
-                found = True
-            else:
-                pending.append(reader)
-    return found
-
-
-def _norm_reading(node: Node, readers: Readers) -> Node | None:
-    """The norm that reads `node` itself, if any: between them stands nothing but the norm's own arithmetic."""
-    pending, seen = [node], set()
-    while pending:
-        for reader in readers[pending.pop(0)]:
-            if reader in seen or reader.transforms or reader.connection is not None:
-                continue
-            seen.add(reader)
-            value = normalised_by(reader)
-            if value is not None and carries(value, node):
-                return reader
-            if value is None:
-                pending.append(reader)
     return None
 
 

@@ -11,9 +11,10 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from residuum.stream.adapter import adapters_in
 from residuum.stream.capture import tensors_in
+from residuum.stream.connection import branch_of
 from residuum.stream.flow import Backward, Flow, Measured, _backward, _shared
 from residuum.stream.forward import Kept, forward_of, watch_into
-from residuum.stream.graph import Residual, ResidualGraph, branch_of, graph_of
+from residuum.stream.graph import Residual, ResidualGraph, graph_of
 from residuum.stream.levels import LevelCapture
 from residuum.stream.node import Connection, Node
 from residuum.stream.parameter import ParameterFlow, parameter_flow

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.autograd.graph import Node as GradNode
 
-from residuum.stream.connection import carried, state_of
+from residuum.stream.carry import carried
 from residuum.stream.node import Connection
+from residuum.stream.projection import state_of
 
 
 class Split:

@@ -17,10 +17,10 @@ from torch.autograd.graph import Node as GradNode
 
 from residuum.stream.capture import Capture, calling_line, tensors_in
 from residuum.stream.errors import TraceError, in_one_line
-from residuum.stream.graph import run
 from residuum.stream.loss import Loss, loss_of
 from residuum.stream.measurable import check_measurable
 from residuum.stream.node import Node, Source
+from residuum.stream.trace import run
 from residuum.stream.untouched import untouched
 
 # Functions that put a number where it was asked for: an infinity of theirs is meant.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from residuum.audit.rules._blocks import blocks_of
-from residuum.stream.connection import carried
+from residuum.stream.carry import carried
 from residuum.stream.graph import Residual, Stream
 from residuum.stream.node import Node
 from residuum.stream.normalisation import normalised_by

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from residuum.audit.finding import Evidence, Finding, Rule, place
 from residuum.audit.rules._blocks import peers
 from residuum.stream import Residual
-from residuum.stream.connection import carried
+from residuum.stream.carry import carried
 from residuum.stream.normalisation import normalised_by
 
 

@@ -1,0 +1,64 @@
+"""Which of its operands an operation carries on: what may stand between a state and the sum that it is added in."""
+
+from __future__ import annotations
+
+from residuum.stream import ops
+from residuum.stream.node import ACTIVATION, Node
+
+
+def carried(node: Node) -> list[Node]:
+    """The operands whose value `node` carries on: all of a view or a cast, a factor of a product, the skip of a sum."""
+    if node.connection is not None:
+        return list(node.connection.carries)
+    if node.op == "__setitem__":
+        return [node.inputs[0], *_state_written(node)]
+    if node.op in ops.JOIN:
+        return node.activations
+    if node.op in ops.PART and node.inputs and node.inputs[0].op == "__setitem__":
+        # One row of a table that holds every layer's own memory is no other layer's row.
+        return [node.inputs[0]] if _state_written(node.inputs[0]) else []
+    if node.op in ops.CARRY:
+        return list(node.inputs[:1]) if not node.reads_table else []
+    if node.op in ops.MULTIPLY:
+        factors = [operand for operand in node.activations if operand.shape == node.shape]
+        return [factor for factor in factors if not _is_gate(factor)] or factors
+    if node.op in ops.ADD and len(node.activations) == 1:
+        return node.activations
+    return []
+
+
+def carries(node: Node, state: Node) -> bool:
+    """Whether `node` still carries `state`, past the connections between them."""
+    pending, seen = [node], {node}
+    while pending:
+        node = pending.pop()
+        if node is state:
+            return True
+        new = [each for each in carried(node) if each not in seen and each.index >= state.index]
+        seen.update(new)
+        pending += new
+    return False
+
+
+def carries_state(node: Node) -> bool:
+    """Whether `node` is itself a state: the sum of an earlier connection, still carried on."""
+    while node.connection is None:
+        operands = carried(node)
+        if not operands:
+            return False
+        node = operands[0]
+    return True
+
+
+def _state_written(node: Node) -> list[Node]:
+    """What an assignment to a part writes there, if it is a state."""
+    return [value for value in node.inputs[-1:] if value.role == ACTIVATION and carries_state(value)]
+
+
+def _is_gate(node: Node) -> bool:
+    """A factor between 0 and 1, or one minus it."""
+    while node.op in ops.CARRY or node.op in ops.ADD:
+        if len(node.activations) != 1:
+            return False
+        node = node.activations[0]
+    return node.op in ops.GATE
