@@ -23,6 +23,13 @@ class AddCMul(Stack):
         return torch.addcmul(x, self.scale, self.mlps[i](self.norms[i](x)))
 
 
+class Alpha(Stack):
+    expected = ("scaled", "pre")
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        return torch.add(x, self.mlps[i](self.norms[i](x)), alpha=0.5)
+
+
 class AddMM(Stack):
     """The branch's last product is made in the call that adds."""
 
@@ -359,9 +366,9 @@ class LinearRecurrence(Stack):
 
 
 ONE_STREAM = [
-    AddCMul, AddMM, StackedSum, BuiltinSum, IndexAdd, Broadcast, OneVector, StochasticDepth, DroppedStream, HandLerp,
-    GRUGate, FourierMixing, QuantisedBuffers, WeightNorm, Adapter, DoubledSkip, ParallelInTurn, ParallelTogether,
-    ParallelInPlace, FusedAddNorm, NormedSkip, Lookalikes, PositionsEverywhere, MemoryTable,
+    AddCMul, Alpha, AddMM, StackedSum, BuiltinSum, IndexAdd, Broadcast, OneVector, StochasticDepth, DroppedStream,
+    HandLerp, GRUGate, FourierMixing, QuantisedBuffers, WeightNorm, Adapter, DoubledSkip, ParallelInTurn,
+    ParallelTogether, ParallelInPlace, FusedAddNorm, NormedSkip, Lookalikes, PositionsEverywhere, MemoryTable,
     LinearRecurrence,
 ]  # fmt: skip
 

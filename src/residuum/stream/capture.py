@@ -136,6 +136,8 @@ class Capture(TorchFunctionMode):
             node = self._record(op, inputs, _role(op, inputs), value)
             if op in ops.MULTIPLY:
                 node.factor = next((float(x) for x in args if isinstance(x, (int, float))), None)
+            elif isinstance(alpha := kwargs.get("alpha"), (int, float)) and alpha != 1:
+                node.factor = float(alpha)
             if found is not None:
                 node.connection = found.connection_at(node)
             if overwrites and value._base is not None:

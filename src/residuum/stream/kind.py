@@ -28,7 +28,7 @@ def kind_of(connection: Connection) -> str:
         products += [node for node in scales if not dropped or _learned(node)]
     if any(len(node.activations) > 1 for node in products):
         return "gated"
-    return "scaled" if products or normed else "identity"
+    return "scaled" if products or normed or connection.sum.factor is not None else "identity"
 
 
 def _is_dropout(node: Node) -> bool:

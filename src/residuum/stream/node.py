@@ -32,7 +32,7 @@ class Node:
     model holds beside its parameters (quantised weights, say), a *constant* on none of them. `edge` is where autograd
     continues from the result, kept only where gradients are measured. `connection` is set if the call is a residual
     connection, or one of the sums that make up one; `forks` if a stream forks at the result. `factor` is the plain
-    number that a product multiplies or divides by, if any.
+    number that a product multiplies or divides by, or that a sum multiplies its second addend by, if any.
 
     `transforms` is what tells a branch from arithmetic: a weight meets an activation and does more than shift or scale
     it entry by entry, or entries are mixed without a weight, by pooling or a Fourier transform.
