@@ -417,3 +417,15 @@ def test_what_hooks_measured_does_not_change_the_gradient(tiny: Transformer) -> 
     tiny.loss(tokens, tokens).backward()
     assert all(torch.equal(p.grad, before[n]) for n, p in tiny.named_parameters())
     assert all(math.isfinite(m.forward.state_rms) for m in residuum.flow(tiny, tokens).all_measured)
+
+
+def test_tokens_that_are_viewed_first_are_tokens_still() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Transformer(ModelConfig(vocab_size=31, context=8, d_model=12, n_heads=3, n_layers=1))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.model(tokens.view(-1, tokens.shape[-1]).long())
+
+    assert residuum.flow(Viewing(), torch.arange(10).view(2, 5)).loss_name == "next-token cross-entropy"

@@ -28,9 +28,9 @@ def test_one_stream_of_three(kind: type[models.Stack]) -> None:
         assert {r.source.file for r in stream.residuals} == {wild.__file__}
 
 
-# A kernel that adds and normalises keeps the gradient at its sum to itself; what later layers read again of a state
-# is rightly none of its connection's.
-APART = {wild.FusedAddNorm, wild.Lookalikes}
+# A kernel that adds and normalises keeps the gradient at its sum to itself; what later layers read again of a state,
+# and the positions that are not written to, are rightly none of its connection's.
+APART = {wild.FusedAddNorm, wild.Lookalikes, wild.MaskedUpdate, wild.ClassToken}
 
 
 @pytest.mark.parametrize("kind", [k for k in wild.ONE_STREAM if k not in APART], ids=lambda kind: kind.__name__)
@@ -39,6 +39,14 @@ def test_their_gradient_parts_add_up(kind: type[models.Stack]) -> None:
     for m in residuum.flow(kind().double(), X.double()).all_measured:
         assert m.backward.elsewhere <= 1e-10 * (m.backward.identity + m.backward.branch)
         assert min(m.backward.identity, m.backward.branch) > 0
+
+
+@pytest.mark.parametrize("kind", [wild.MaskedUpdate, wild.ClassToken])
+def test_a_part_that_is_written_to_has_both_paths(kind: type[models.Stack]) -> None:
+    for m in residuum.flow(kind().double(), X.double()).all_measured:
+        if m.backward is not None:
+            assert m.backward.identity >= (1 - 1e-10) * m.backward.arriving  # in place, with the other positions' own
+            assert m.backward.branch > 0
 
 
 @pytest.mark.parametrize("kind", [wild.ParallelInTurn, wild.ParallelTogether, wild.ParallelInPlace])
@@ -61,7 +69,7 @@ def test_parallel_branches_are_one_connection_with_two_writes(kind: type[models.
     assert found == pytest.approx(rms, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", [wild.HyperConnections, wild.DynamicHyperConnections])
+@pytest.mark.parametrize("kind", [wild.HyperConnections, wild.DynamicHyperConnections, wild.WidthThenDepth])
 def test_several_streams_mixed(kind: type[models.Stack]) -> None:
     (stream,) = residuum.trace(kind(), X).streams
     assert [r.kind for r in stream.residuals] == ["multi-stream"] * 3
@@ -84,6 +92,53 @@ def test_a_skip_over_the_whole_stack_is_one_more() -> None:
     (stream,) = residuum.trace(wild.GlobalSkip(), X).streams
     assert [r.kind for r in stream.residuals] == ["identity"] * 3 + ["scaled"]
     assert (stream.final_norm, stream.read_out) == ("last", "out")
+
+
+def test_coupled_streams_are_not_parallel_branches() -> None:
+    assert len(list(residuum.trace(wild.Coupled(), X).residuals)) == 6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_functions_are_run_as_they_were_written() -> None:
+    join = torch.jit.script(wild.join_by_script)
+
+    class Scripted(models.PreNorm):
+        def layer(self, i, x):
+            return join(x, self.mlps[i](self.norms[i](x)))
+
+    (stream,) = residuum.trace(Scripted(), X).streams
+    assert len(stream.residuals) == 3
+
+
+def test_a_long_sum_beside_the_stream() -> None:
+    graph = residuum.trace(wild.SkipSum(), X)
+    assert len(graph.streams[0].residuals) == wild.SkipSum.depth
+
+
+@pytest.mark.parametrize("kind", [wild.Recurrent, wild.Draws])
+def test_what_is_no_connection(kind: type[models.Stack]) -> None:
+    assert residuum.trace(kind(), X).streams == []
+
+
+def test_multipliers_count_in_what_is_written() -> None:
+    class Half(models.PreNorm):
+        form = "alpha"
+
+        def layer(self, i, x):
+            y = self.mlps[i](self.norms[i](x))
+            if self.form == "alpha":
+                return torch.add(x, y, alpha=0.5)
+            if self.form == "addcmul":
+                return torch.addcmul(x, y, torch.ones_like(y), value=0.5)
+            return 1.5 * torch.lerp(x, y, 1 / 3) if self.form == "lerp" else 2 * torch.stack([x, y / 2]).mean(0)
+
+    model = Half()
+    first = residuum.flow(model, X).all_measured[0].forward
+    for form, scale in (("addcmul", 1), ("lerp", 1.5), ("mean", 2)):
+        model.form = form
+        other = residuum.flow(model, X).all_measured[0].forward
+        assert scale * other.write_rms == pytest.approx(first.write_rms, rel=1e-5)
+        assert scale * other.skip_rms == pytest.approx(first.skip_rms, rel=1e-5)
 
 
 def test_a_pooled_skip() -> None:

@@ -365,11 +365,82 @@ class LinearRecurrence(Stack):
         return x + self.mlps[i](torch.stack(steps))
 
 
+class ClassToken(Stack):
+    """Only the first position is written to."""
+
+    expected = ("identity", "pre")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).clone()
+        for i in range(3):
+            x[:, 0] += self.mlps[i](self.norms[i](x[:, 0].clone()))
+        return self.out(self.last(x))
+
+
+class MaskedUpdate(Stack):
+    """Only some positions are written to, and put back in place."""
+
+    expected = ("identity", "pre")
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        chosen = torch.arange(x.shape[0]) != i
+        x = x.clone()
+        x[chosen] = x[chosen] + self.mlps[i](self.norms[i](x[chosen]))
+        return x
+
+
+class TypedLike(Stack):
+    """The norm computes in another type and goes back to its input's."""
+
+    expected = ("identity", "pre")
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        wide = x.double()
+        normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).type_as(x)
+        return x + self.mlps[i](normed * self.norms[i].gain)
+
+
+class Limited(Stack):
+    """The state is kept within what half precision holds, by a limit taken from itself."""
+
+    expected = ("identity", "pre")
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        x = x + self.mlps[i](self.norms[i](x))
+        most = torch.where(torch.isinf(x).any(), torch.tensor(6e4), torch.tensor(6.5e4)).to(x.dtype)
+        return torch.clamp(x, min=-most, max=most)
+
+
+class ScaledBehindNorm(Stack):
+    expected = ("scaled", "sandwich")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after = nn.ModuleList(nn.LayerNorm(D) for _ in range(3))
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        return x + 0.1 * self.after[i](self.mlps[i](self.norms[i](x)))
+
+
+class MixedAtFirst(Stack):
+    """Each layer starts from a mixture with state 0, the first one from a mixture of state 0 with itself."""
+
+    expected = ("identity", "pre")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = nn.Parameter(torch.tensor([0.8, 0.2]))
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        x = self.mixture[0] * x + self.mixture[1] * x if i == 0 else x
+        return x + self.mlps[i](self.norms[i](x))
+
+
 ONE_STREAM = [
     AddCMul, Alpha, AddMM, StackedSum, BuiltinSum, IndexAdd, Broadcast, OneVector, StochasticDepth, DroppedStream,
     HandLerp, GRUGate, FourierMixing, QuantisedBuffers, WeightNorm, Adapter, DoubledSkip, ParallelInTurn,
     ParallelTogether, ParallelInPlace, FusedAddNorm, NormedSkip, Lookalikes, PositionsEverywhere, MemoryTable,
-    LinearRecurrence,
+    LinearRecurrence, ClassToken, MaskedUpdate, TypedLike, Limited, ScaledBehindNorm, MixedAtFirst,
 ]  # fmt: skip
 
 
@@ -473,3 +544,67 @@ class Detour(Stack):
     def layer(self, i: int, x: Tensor) -> Tensor:
         joined = x + self.shared(self.norms[i](x))
         return x + self.mlps[i](self.norms[i](joined))
+
+
+class WidthThenDepth(HyperConnections):
+    """Hyper-connections whose one product makes the branch's input and the streams that are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.ParameterList(torch.randn(self.n, self.n + 1) / 2 for _ in range(3))
+
+    def step(self, i: int, h: Tensor) -> Tensor:
+        mixed = self.both[i].T @ h
+        y = self.mlps[i](self.norms[i](mixed[..., 0, :]))
+        return mixed[..., 1:, :] + self.write[i][:, None] * y.unsqueeze(-2)
+
+
+class Coupled(Stack):
+    """Two streams, each written to by what reads the other's old state."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = y = self.embed(x)
+        for i in range(3):
+            x, y = x + self.mlps[i](self.norms[i](y)), y + self.mlps[i].down(torch.tanh(self.mlps[i].up(x)))
+        return self.out(torch.cat([x, y], 0))
+
+
+def join_by_script(x: Tensor, y: Tensor) -> Tensor:
+    return x + torch.dropout(y, 0.1, False)
+
+
+class SkipSum(Stack):
+    """Every block's output is also summed for the read-out, as in WaveNet."""
+
+    depth = 400
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        total = torch.zeros_like(x)
+        for i in range(self.depth):
+            y = self.mlps[i % 3](self.norms[i % 3](x))
+            x = x + y
+            total = total + y
+        return self.out(total)
+
+
+class Recurrent(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.mlps[0].down(self.mlps[0].up(x[:, t])) + self.mlps[1].up(h)[..., :D])
+        return self.out(h)
+
+
+class Draws(Stack):
+    """A mean and noise of a width that is computed from it; codes in place of values; a value that is overwritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.embed(x)
+        z = mean + torch.randn_like(mean) * F.softplus(self.mlps[0](mean))
+        z = z + (self.mlps[1].down.weight.T[(z @ self.mlps[1].up.weight.T).argmax(-1)] - z).detach()
+        kept = z.clone()
+        y = self.mlps[2](kept)
+        kept.copy_(torch.randn_like(kept))
+        return self.out(kept + y)

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from residuum.stream import ops
-from residuum.stream.carry import carries
+from residuum.stream.carry import carries, root_of
 from residuum.stream.connection import Fork, find_fork
 from residuum.stream.node import ACTIVATION, BUFFER, CONSTANT, WEIGHT, Connection, Node, Source
 from residuum.stream.sums import addends_of
@@ -55,6 +55,8 @@ class Capture(TorchFunctionMode):
             if buffer.ndim > 1 and buffer.dtype != torch.bool:
                 self._record("buffer", (), BUFFER, buffer)
         self._last: _Last | None = None
+        self._parts: dict[Any, Node] = {}
+        self._part_key: Any = None
 
     def feed(self, values: Iterable[Tensor]) -> None:
         """Mark the model's inputs: what is computed from them is an activation."""
@@ -64,14 +66,18 @@ class Capture(TorchFunctionMode):
     def tables(self, inputs: Iterable[Tensor]) -> list[tuple[Tensor, int]]:
         """The inputs that were looked up in a table, each with its number of rows: the tokens and their vocabulary."""
         fed = [node for node in self.nodes if node.op == "input"]
-        return [
-            (value, table.shape[0])
-            for value, node in zip(inputs, fed, strict=True)
-            for lookup in self.nodes
-            if lookup.reads_table and node in lookup.inputs
-            for table in lookup.inputs
-            if table.role == WEIGHT and len(table.shape) == 2
-        ]
+        values = dict(zip(fed, inputs, strict=True))
+        found = []
+        for lookup in self.nodes:
+            tables = [node for node in lookup.inputs if node.role == WEIGHT and len(node.shape) == 2]
+            if not lookup.reads_table or not tables:
+                continue
+            for node in lookup.inputs:
+                while node.op in ops.VIEW and node.inputs:  # GPT-2 views its tokens first
+                    node = node.inputs[0]
+                if node in values:
+                    found.append((values[node], tables[0].shape[0]))
+        return found
 
     def node_of(self, value: Tensor) -> Node | None:
         """The node that made `value` what it is now, or None if no recorded function did."""
@@ -86,12 +92,15 @@ class Capture(TorchFunctionMode):
         ]
         self._apply = torch.autograd.Function.__dict__["apply"]
         torch.autograd.Function.apply = classmethod(self._run_function)  # type: ignore[method-assign, assignment]
+        self._call_script = torch.jit.ScriptFunction.__call__
+        torch.jit.ScriptFunction.__call__ = _run_source(self._call_script)  # type: ignore[method-assign]
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         torch.autograd.Function.apply = self._apply  # type: ignore[method-assign]
+        torch.jit.ScriptFunction.__call__ = self._call_script  # type: ignore[method-assign]
         for hook in self._hooks:
             hook.remove()
 
@@ -127,13 +136,17 @@ class Capture(TorchFunctionMode):
         self, op: str, args: Any, kwargs: Any, outputs: Any, found: _Found | None, measured: Measure | None
     ) -> None:
         operands = list(tensors_in((args, kwargs)))
-        inputs = tuple(self._look_up(value) for value in operands)
+        inputs = tuple(self._look_up(value) for value in (operands[:1] if op in ops.LIKE else operands))
+        if op == "__getitem__":
+            op, inputs = self._same_part(op, inputs, args)
         overwrites = ops.writes_in_place(op) or bool(kwargs.get("inplace")) or "out" in kwargs
         handed_in = set() if overwrites else {id(value) for value in operands}
         for value in tensors_in(outputs):
             if id(value) in handed_in:  # `x.contiguous()` of what is contiguous: no new value
                 continue
             node = self._record(op, inputs, _role(op, inputs), value)
+            if op == "__getitem__":
+                self._parts[self._part_key] = node
             if op in ops.MULTIPLY:
                 node.factor = next((float(x) for x in args if isinstance(x, (int, float))), None)
             elif isinstance(alpha := kwargs.get("alpha"), (int, float)) and alpha != 1:
@@ -144,6 +157,25 @@ class Capture(TorchFunctionMode):
                 self._known[id(value._base)] = (weakref.ref(value._base), node)
             if measured is not None:
                 measured(value, node)
+
+    def _same_part(self, op: str, inputs: tuple[Node, ...], args: Any) -> tuple[str, tuple[Node, ...]]:
+        """The same part of the same value, read once more, is the same: in `x[m] = x[m] + f(x[m])` all three."""
+        key = (inputs[0], self._index_key(args[1]))
+        earlier = self._parts.get(key)
+        if earlier is not None:
+            earlier.reread = True
+            return "alias", (earlier,)
+        self._part_key = key
+        return op, inputs
+
+    def _index_key(self, index: Any) -> Any:
+        if isinstance(index, Tensor):
+            return self.node_of(index)
+        if isinstance(index, slice):
+            return ("slice", index.start, index.stop, index.step)
+        if isinstance(index, (tuple, list)):
+            return tuple(self._index_key(each) for each in index)
+        return repr(index)
 
     def _record_fused(self, op: str, found: _Found, total: Tensor, outputs: Any) -> None:
         """A kernel that adds and normalises: the sum is a node of its own, whether the kernel hands it out or not."""
@@ -278,8 +310,9 @@ class _Found:
             each for each in added if carries(each, fork.node)
         )
         fork.node.forks = True
+        root = root_of(fork.node)
         return Connection(
-            node, fork.skip, fork.writes, fork.node, calling_line(), states, fork.projected, self._fused, beside
+            node, fork.skip, fork.writes, fork.node, calling_line(), states, root, fork.projected, self._fused, beside
         )
 
 
@@ -322,6 +355,16 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 def _could_drop(args: Any, kwargs: Any) -> bool:
     return bool(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
+
+
+def _run_source(call_script: Callable[..., Any]) -> Callable[..., Any]:
+    """Call the Python function that a scripted one was made of, whose operations can be seen, where it is known."""
+
+    def call(script: Any, *args: Any, **kwargs: Any) -> Any:
+        source = getattr(script, "_torchdynamo_inline", None)
+        return call_script(script, *args, **kwargs) if source is None else source(*args, **kwargs)
+
+    return call
 
 
 def _role(op: str, inputs: tuple[Node, ...]) -> str:

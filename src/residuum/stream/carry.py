@@ -10,8 +10,11 @@ def carried(node: Node) -> list[Node]:
     """The operands whose value `node` carries on: all of a view or a cast, a factor of a product, the skip of a sum."""
     if node.connection is not None:
         return list(node.connection.carries)
+    if node.op == "copy_":
+        return list(node.inputs[1:2])
     if node.op == "__setitem__":
-        return [node.inputs[0], *_state_written(node)]
+        written = _state_written(node)
+        return written if node.inputs[-1].shape == node.shape else [node.inputs[0], *written]
     if node.op in ops.JOIN:
         return node.activations
     if node.op in ops.PART and node.inputs and node.inputs[0].op == "__setitem__":
@@ -24,7 +27,24 @@ def carried(node: Node) -> list[Node]:
         return [factor for factor in factors if not _is_gate(factor)] or factors
     if node.op in ops.ADD and len(node.activations) == 1:
         return node.activations
+    if node.op in ops.SUM and len(node.activations) == 2:
+        return _common(*node.activations)
     return []
+
+
+def _common(a: Node, b: Node) -> list[Node]:
+    """The value that both addends carry, as in `α x + β x`."""
+    one, other = _carried_at_once(a), _carried_at_once(b)
+    return next(([node] for node in one if node in other), [])
+
+
+def _carried_at_once(node: Node) -> list[Node]:
+    """The values that a product or a view carries, itself first, short of any sum."""
+    found = [node]
+    while (node.op in ops.MULTIPLY or node.op in ops.VIEW) and (operands := carried(node)):
+        node = operands[0]
+        found.append(node)
+    return found
 
 
 def carries(node: Node, state: Node) -> bool:
@@ -38,6 +58,13 @@ def carries(node: Node, state: Node) -> bool:
         seen.update(new)
         pending += new
     return False
+
+
+def root_of(fork: Node) -> Node:
+    """The oldest value that the stream carries to the fork."""
+    while (operands := carried(fork)) or fork.connection is not None:
+        fork = fork.connection.root if fork.connection is not None else operands[0]
+    return fork
 
 
 def carries_state(node: Node) -> bool:

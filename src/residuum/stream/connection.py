@@ -16,7 +16,10 @@ from residuum.stream import ops
 from residuum.stream.carry import carried
 from residuum.stream.node import ACTIVATION, WEIGHT, Connection, Node
 from residuum.stream.normalisation import normalised_by
-from residuum.stream.projection import projected_fork
+from residuum.stream.projection import picks_one, projected_fork
+
+# A sum of more addends than these is an average over many values, not a state and what is written to it.
+MOST = 4
 
 
 class Fork(NamedTuple):
@@ -39,13 +42,15 @@ def find_fork(addends: list[Node], partial: bool = False) -> Fork | None:
 
     A write depends on the input; the skip may be a weight, such as the learned queries that read an image.
     """
+    if len(addends) > MOST:
+        return None
     found = []
     for i, skip in enumerate(addends[:1] if partial else addends):
         if skip.role not in (ACTIVATION, WEIGHT):
             continue
         forks = {}
         for j, write in enumerate(addends):
-            if j != i and write.role == ACTIVATION and (partial or _fits(write, skip)):
+            if j != i and _may_write(write, skip) and (partial or _fits(write, skip)):
                 forks[j] = _fork(skip, write)
         nearest = max((fork for fork in forks.values() if fork), key=lambda fork: fork.index, default=None)
         if nearest is not None:
@@ -89,6 +94,16 @@ def branch_of(connection: Connection) -> set[Node]:
     return behind(connection.writes, connection.fork)
 
 
+def _may_write(write: Node, skip: Node) -> bool:
+    """Whether an addend depends on the input and is neither noise nor `q − x`, for x + (q − x) is q alone."""
+    while write.op in ops.VIEW and write.inputs:
+        write = write.inputs[0]
+    if write.op in ops.MULTIPLY and any(node.op in ops.NOISE for node in write.inputs):
+        return False
+    replaces = write.op in ops.ADD - ops.SUM and len(write.activations) == 2 and write.activations[1] is skip
+    return write.role == ACTIVATION and not replaces
+
+
 def _fits(write: Node, skip: Node) -> bool:
     """The sum has the skip's shape: the write has it too, or is broadcast to it."""
     if write.shape == skip.shape:
@@ -102,8 +117,12 @@ def _fork(skip: Node, write: Node) -> Node | None:
 
     Both are walked back together, newest first, so only what lies between fork and sum is looked at.
     """
+    if (state := _state_0(skip, write)) is not None:
+        return state
     learned = skip.role == WEIGHT
     carriers = [skip]
+    seen = {skip}
+    gated = skip.op in ops.MULTIPLY and len(skip.activations) > 1
     pending = [(write, False)]
     reached = {(write, False)}
     while carriers and pending:
@@ -123,15 +142,22 @@ def _fork(skip: Node, write: Node) -> Node | None:
         if pending and pending[0] == passed:
             heappop(pending)
         normed = normalised_by(state)
-        for parent in carried(state) if normed is None else [normed]:
-            if parent not in carriers and not _picks_one(state):
+        for parent in carried(state) if normed is None else [normed] * (not gated):
+            if parent not in seen and not picks_one(state):
+                seen.add(parent)
                 heappush(carriers, parent)
     return None
 
 
-def _picks_one(node: Node) -> bool:
-    """One step of a sequence, as a recurrence reads it: no state of the whole."""
-    return node.op in ("__getitem__", "select") and len(node.shape) < len(node.inputs[0].shape)
+def _state_0(skip: Node, write: Node) -> Node | None:
+    """State 0, added again to a later state: found without a walk through all that lies between."""
+    while write.connection is None and (operands := carried(write)):
+        write = operands[0]
+    if write.connection is None:
+        return None
+    while skip.connection is None and (operands := carried(skip)):
+        skip = operands[0]
+    return skip if skip is write.connection.root else None
 
 
 def _is_read(fork: Node, branch: set[Node]) -> bool:
@@ -146,9 +172,9 @@ def _is_read(fork: Node, branch: set[Node]) -> bool:
             continue
         if node.op in ops.CARRY:
             value.add(node)
-        elif node.op not in ops.ADD or node.connection is not None or len(node.activations) < 2:
+        elif node.op not in ops.ADD or node.connection is not None:
             return True
-        elif not node.forks and all(each in value or _is_old(each, fork) for each in node.activations):
+        elif not node.forks and all(each in value or _is_old(each, fork) for each in node.inputs):
             value.add(node)
     return False
 
@@ -169,7 +195,7 @@ def _joined(addends: list[Node], skip_at: int, writes_at: tuple[int, ...], fork:
     skip = addends[skip_at]
     writes = tuple(part for j in writes_at for part in parallel_writes(addends[j], fork))
     beside = _sum_at(skip)
-    if beside is not None and beside.fork is fork:
+    if beside is not None and beside.fork is fork and not any(node.connection for node in behind(writes, fork)):
         return Fork(fork, beside.skip, beside.writes + writes, skip_at, writes_at, beside.projected, beside)
     for j in writes_at:
         beside = _sum_at(addends[j])

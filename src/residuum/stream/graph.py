@@ -13,6 +13,7 @@ from residuum.stream.kind import kind_of
 from residuum.stream.node import ACTIVATION, WEIGHT, Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
 from residuum.stream.placement import Readers, norm_before, norm_reading, placement_of, readers_of
+from residuum.stream.projection import mixes_streams, state_of
 
 
 @dataclass
@@ -138,7 +139,9 @@ def _with_inner(streams: list[Stream]) -> list[Stream]:
 
 
 def _stream(chain: list[Connection], readers: Readers) -> Stream:
-    normed_after = {earlier for earlier, normed in (_previous(c.fork) for c in chain) if earlier is not None and normed}
+    # A projected skip may read the norm of its own branch, as in pre-activation ResNets.
+    before = ((c, *_previous(c.fork)) for c in chain if not c.projected)
+    normed_after = {earlier for _, earlier, normed in before if earlier is not None and normed}
     last, norm = chain[-1], norm_reading(chain[-1].sum, readers)
     # A norm after the last state belongs to the connection where the connection before it has one too (post-norm);
     # where not, it is the stream's final norm.
@@ -195,6 +198,10 @@ def _previous(node: Node) -> tuple[Connection | None, bool]:
         operands = carried(node)
         if value is not None:
             pending.append((value, True))
+        elif mixes_streams(node) and (state := state_of(node)) is not None:
+            pending.append((state, normed))
+        elif node.op in ops.CLAMP:
+            pending.append((node.inputs[0], normed))
         elif operands or node.op in ops.SUM:  # what is added to a state on its way (positions, say) does not end it
             pending += [(operand, normed) for operand in reversed(operands or node.activations)]
         elif len(node.activations) == 1 and node.activations[0].shape == node.shape and not node.transforms:
@@ -215,7 +222,7 @@ def _read_out(node: Node, readers: Readers) -> str | None:
     while pending:
         node = min(pending, key=lambda each: each.index)
         pending.remove(node)
-        if node.transforms and len(seen) > 1:
+        if node.transforms and node.op not in ops.MIX and len(seen) > 1:
             return node.module
         new = [reader for reader in readers[node] if reader not in seen and reader.role == ACTIVATION]
         seen.update(new)

@@ -12,6 +12,8 @@ from residuum.stream.projection import mixes_streams
 def kind_of(connection: Connection) -> str:
     """identity, scaled, gated, dropout, projected or multi-stream."""
     skip = _path(connection.skip, connection.fork)
+    if mixes_streams(_whole(connection.fork)):
+        return "multi-stream"
     if connection.projected:
         return "multi-stream" if any(mixes_streams(node) for node in skip) else "projected"
     if any(_is_dropout(node) for node in skip):
@@ -65,10 +67,20 @@ def _path(node: Node, end: Node) -> list[Node]:
     return []
 
 
+def _whole(node: Node) -> Node:
+    """What `node` is a part of."""
+    while node.op in ops.CARRY and node.activations:
+        node = node.activations[0]
+    return node
+
+
 def _steps(node: Node) -> list[Node]:
-    """What a write passes unchanged but for scale on its way to the sum. A norm's own gain is no scale."""
+    """What a write passes unchanged but for scale on its way to the sum, up to a norm. Its own gain is no scale."""
     steps = []
     while node.connection is None and normalised_by(node) is None and carried(node):
         steps.append(node)
         node = carried(node)[0]
-    return [] if normalised_by(node) is not None else steps
+    if normalised_by(node) is not None and not any(each.role == WEIGHT for each in node.inputs):
+        gain = next((step for step in reversed(steps) if any(each.role == WEIGHT for each in step.inputs)), None)
+        steps = [step for step in steps if step is not gain]
+    return steps

@@ -31,7 +31,8 @@ class Node:
     the model's input, a *weight* on parameters alone (however they were transformed), a *buffer* on matrices that the
     model holds beside its parameters (quantised weights, say), a *constant* on none of them. `edge` is where autograd
     continues from the result, kept only where gradients are measured. `connection` is set if the call is a residual
-    connection, or one of the sums that make up one; `forks` if a stream forks at the result. `factor` is the plain
+    connection, or one of the sums that make up one; `forks` if a stream forks at the result,
+    `reread` if the same part was read once more, which is then an alias of this one. `factor` is the plain
     number that a product multiplies or divides by, or that a sum multiplies its second addend by, if any.
 
     `transforms` is what tells a branch from arithmetic: a weight meets an activation and does more than shift or scale
@@ -39,7 +40,8 @@ class Node:
     """
 
     __slots__ = (
-        "connection", "edge", "factor", "forks", "index", "inputs", "module", "op", "role", "shape", "transforms",
+        "connection", "edge", "factor", "forks", "index", "inputs", "module", "op", "reread", "role", "shape",
+        "transforms",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +57,7 @@ class Node:
         self.connection: Connection | None = None
         self.factor: float | None = None
         self.forks = False
+        self.reread = False
         self.transforms = role == ACTIVATION and self._transforms()
 
     @property
@@ -87,12 +90,13 @@ class Node:
         return f"<{self.index}: {self.op} {tuple(self.shape)} in {self.module or 'the model'}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # told apart by identity: comparing would walk back through `earlier`
 class Connection:
     """One residual addition: its sum, its operands, and the value x that all of them come from, where the stream forks.
 
     `writes` are several where branches run in parallel; where they are added in turn, `earlier` is the connection as it
     was before the last one. `carries` are the operands that carry a state on: the skip, and a write that is itself one.
+    `root` is the oldest value that the stream carries here, state 0 where nothing cuts it.
     `projected` is set where the skip passes a map of its own, `fused` where the write exists only inside the call that
     adds it (`addmm`, say).
     """
@@ -103,6 +107,12 @@ class Connection:
     fork: Node
     source: Source
     carries: tuple[Node, ...]
+    root: Node
     projected: bool = False
     fused: bool = False
     earlier: Connection | None = None
+
+    @property
+    def junction(self) -> Node:
+        """Where the gradients of both paths meet: the fork, or what it is a part of if each path reads that anew."""
+        return self.fork.inputs[0] if self.fork.reread else self.fork

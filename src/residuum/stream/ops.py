@@ -58,6 +58,9 @@ VIEW = frozenset(
 # What is asked of a tensor beside its value, and makes none.
 ASIDE = frozenset({"_base", "grad", "_grad"})
 
+# Of these the second tensor gives a shape, a type or a place, and no number.
+LIKE = frozenset({"type_as", "view_as", "reshape_as", "expand_as", "to", "sum_to_size"})
+
 # A part of the value comes out, or its entries in another order.
 PART = frozenset(
     {
@@ -71,7 +74,7 @@ PART = frozenset(
 JOIN = frozenset(
     {
         "cat", "concat", "concatenate", "stack", "hstack", "vstack", "__setitem__", "where", "masked_scatter",
-        "masked_scatter_", "scatter", "scatter_", "index_copy", "index_copy_", "copy_", "slice_scatter",
+        "masked_scatter_", "scatter", "scatter_", "index_copy", "index_copy_", "slice_scatter",
     }
 )  # fmt: skip
 
@@ -100,6 +103,12 @@ MIX = _POOLING | _FOURIER
 # Several entries become one: a module's pooling, or one written out by hand.
 POOL = _POOLING | {"max", "amax", "mean"}
 
+# One entry becomes several: what merges a coarse map into a fine one.
+UPSAMPLE = frozenset({"interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "pixel_shuffle"})
+
+# Limits, which leave what lies between them.
+CLAMP = frozenset({"clamp", "clamp_", "clip", "clip_", "hardtanh", "hardtanh_"})
+
 # Functions onto the interval from 0 to 1: what gates are made with.
 GATE = frozenset({"sigmoid", "sigmoid_", "hardsigmoid", "softmax"})
 
@@ -117,6 +126,9 @@ RANDOM = frozenset(
         "multinomial", "exponential_",
     }
 )  # fmt: skip
+
+# Noise: a product with it is a draw from a distribution, and nothing that is written.
+NOISE = frozenset({"randn", "randn_like", "normal", "normal_"})
 
 # Functions with a name like a normalisation's that are none: they measure, draw or reparametrise.
 _NO_NORM = frozenset(

@@ -6,6 +6,7 @@ from residuum.stream.carry import carried, carries
 from residuum.stream.connection import branch_of
 from residuum.stream.node import Connection, Node
 from residuum.stream.normalisation import normalised_by
+from residuum.stream.projection import mixes_streams
 
 Readers = dict[Node, list[Node]]
 
@@ -15,7 +16,7 @@ def placement_of(connection: Connection, normed_after: bool, readers: Readers) -
     inside = all(_carries_norm(write) for write in connection.writes)
     if normed_after:
         return "post"
-    if norm_before(connection, readers):
+    if norm_before(connection, readers) or (connection.projected and _is_normed(connection.fork)):
         return "sandwich" if inside else "pre"
     return "post" if inside else "none"
 
@@ -38,7 +39,7 @@ def norm_before(connection: Connection, readers: Readers) -> bool:
             if reader not in branch or reader in seen:
                 continue
             seen.add(reader)
-            if reader.transforms:
+            if reader.transforms and not mixes_streams(reader):
                 return False
             if normalised_by(reader) is not None:
                 found = True
@@ -61,6 +62,13 @@ def norm_reading(node: Node, readers: Readers) -> Node | None:
             if value is None:
                 pending.append(reader)
     return None
+
+
+def _is_normed(node: Node) -> bool:
+    """A norm, give or take an activation function: what a projected skip and its branch may both read."""
+    while normalised_by(node) is None and len(node.activations) == 1 and not node.transforms:
+        node = node.activations[0]
+    return normalised_by(node) is not None
 
 
 def _carries_norm(node: Node) -> bool:

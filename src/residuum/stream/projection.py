@@ -15,6 +15,8 @@ def projected_fork(skip: Node, write: Node) -> Node | None:
     Such a skip passes one linear map, and perhaps a pooling; the write passes two maps or more with a non-linearity
     between them, which is what tells it from the two linear maps of a low-rank adapter beside its base layer.
     """
+    if _is_upsampled(write):  # a coarser map merged into a finer one
+        return None
     forks: dict[Node, int] = {}
     state: Node | None = skip
     maps = 0
@@ -26,7 +28,7 @@ def projected_fork(skip: Node, write: Node) -> Node | None:
             pooled = pooled or state.op in ops.POOL
         elif state.op in ops.POOL:
             pooled = True
-        elif not (_is_linear(state) and len(state.activations) == 1):
+        elif picks_one(state) or not (_is_linear(state) and len(state.activations) == 1):
             break
         if maps > 1:
             break
@@ -55,6 +57,17 @@ def projected_fork(skip: Node, write: Node) -> Node | None:
         for parent in node.activations:
             heappush(pending, (parent, stage))
     return None
+
+
+def picks_one(node: Node) -> bool:
+    """One step of a sequence, as a recurrence reads it: no state of the whole."""
+    return node.op in ("__getitem__", "select") and len(node.shape) < len(node.inputs[0].shape)
+
+
+def _is_upsampled(node: Node) -> bool:
+    while node.op in ops.CARRY and node.activations:
+        node = node.activations[0]
+    return node.op in ops.UPSAMPLE
 
 
 def mixes_streams(node: Node) -> bool:

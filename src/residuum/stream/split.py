@@ -24,7 +24,7 @@ class Split:
     """
 
     def __init__(self, connection: Connection, shared: bool) -> None:
-        self._fork, self._sum = connection.fork.edge, connection.sum.edge
+        self._fork, self._sum = connection.junction.edge, connection.sum.edge
         self._shared = shared
         self._identity: list[Tensor] = []
         self._branch: list[Tensor] = []
@@ -113,7 +113,7 @@ def _grad_nodes_of_skip(connection: Connection, fork: GradientEdge) -> set[GradN
     pending = [connection.sum]
     while pending:
         node = pending.pop()
-        if node.index <= connection.fork.index:
+        if node.index <= connection.junction.index:
             continue
         if node.edge is not None:
             found.add(node.edge.node)
@@ -122,6 +122,8 @@ def _grad_nodes_of_skip(connection: Connection, fork: GradientEdge) -> set[GradN
         else:
             state = state_of(node) if connection.projected else None
             pending += carried(node) if state is None else [state]
+    if connection.fork.reread and connection.sum.edge is not None:  # a part that was overwritten is on no way any more
+        found &= _behind({connection.sum.edge.node}, fork.node)
     if any((fork.node, fork.output_nr) in grad_node.next_functions for grad_node in found):
         return found
     # A sum made in place on a view hides its addition in a node of autograd's own, and no recorded call ends at the
