@@ -110,6 +110,16 @@ def test_scripted_functions_are_run_as_they_were_written() -> None:
     assert len(stream.residuals) == 3
 
 
+def test_a_graph_says_how_much_it_did_not_see() -> None:
+    class Vectorised(models.PreNorm):
+        def layer(self, i, x):
+            return torch.vmap(lambda y: y + self.mlps[i](self.norms[i](y)))(x)
+
+    graph = residuum.trace(Vectorised(), X)
+    assert graph.hidden > 0 or graph.streams
+    assert residuum.trace(models.Unnormalised(), X).hidden == 0
+
+
 def test_a_long_sum_beside_the_stream() -> None:
     graph = residuum.trace(wild.SkipSum(), X)
     assert len(graph.streams[0].residuals) == wild.SkipSum.depth

@@ -27,7 +27,21 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> ResidualGraph:
     capture = Capture(model)
     with untouched(model), torch.no_grad():
         run(model, capture, args, kwargs)
-    return graph_of(capture)
+    graph = graph_of(capture)
+    if not graph.streams:
+        graph.hidden = _hidden(model, args, kwargs)
+    return graph
+
+
+def _hidden(model: nn.Module, args: Any, kwargs: Any) -> int:
+    """How many tensors came from functions out of sight: known by their gradient, which a second run asks for."""
+    capture = Capture(model)
+    with untouched(model), torch.inference_mode(False), torch.enable_grad():
+        try:
+            run(model, capture, args, kwargs)
+        except TraceError:  # what only runs without gradients has nothing to be known by
+            return 0
+    return capture.hidden
 
 
 def unwrapped(model: Any) -> nn.Module:
