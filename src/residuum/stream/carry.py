@@ -52,7 +52,7 @@ def carries(node: Node, state: Node) -> bool:
     pending, seen = [node], {node}
     while pending:
         node = pending.pop()
-        if node is state:
+        if node is state or (node.connection is not None and node.connection.root is state):
             return True
         new = [each for each in carried(node) if each not in seen and each.index >= state.index]
         seen.update(new)

@@ -141,8 +141,13 @@ def _fork(skip: Node, write: Node) -> Node | None:
         passed = (state, False)
         if pending and pending[0] == passed:
             heappop(pending)
-        normed = normalised_by(state)
-        for parent in carried(state) if normed is None else [normed] * (not gated):
+        if state.connection is not None and pending and pending[0][0].index <= state.connection.root.index:
+            parents = [state.connection.root]  # of what lies between, the write knows nothing
+        elif (normed := normalised_by(state)) is not None:
+            parents = [] if gated else [normed]
+        else:
+            parents = carried(state)
+        for parent in parents:
             if parent not in seen and not picks_one(state):
                 seen.add(parent)
                 heappush(carriers, parent)
