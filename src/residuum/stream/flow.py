@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from residuum.stream.adapter import Adapter, adapters_in
 from residuum.stream.capture import tensors_in
@@ -23,6 +23,7 @@ from residuum.stream.connection import branch_of
 from residuum.stream.errors import TraceError, in_one_line
 from residuum.stream.forward import Forward, Kept, forward_of, share, watch_into
 from residuum.stream.graph import Residual, ResidualGraph, graph_of
+from residuum.stream.inputs import run_asking
 from residuum.stream.levels import LevelCapture
 from residuum.stream.loss import Loss, loss_of
 from residuum.stream.measurable import check_measurable
@@ -31,7 +32,7 @@ from residuum.stream.parameter import ParameterFlow, parameter_flow
 from residuum.stream.placement import readers_of
 from residuum.stream.slope import log_slope
 from residuum.stream.split import Split
-from residuum.stream.trace import run, unwrapped
+from residuum.stream.trace import unwrapped
 from residuum.stream.untouched import untouched
 from residuum.stream.weights import parameter_nodes, parameters_behind, parameters_of
 from residuum.stream.where_nan import NanMaker, where_nan
@@ -140,17 +141,13 @@ def flow(model: nn.Module, *args: Any, loss: Loss | None = None, **kwargs: Any) 
     check_measurable(model, args, kwargs)
     kept: dict[Node, Kept] = {}
     parameters = dict(model.named_parameters())
+
+    def new_capture() -> LevelCapture:
+        kept.clear()
+        return LevelCapture(model, watch=watch_into(kept), edges=True)
+
     with untouched(model), torch.inference_mode(False), torch.enable_grad():
-        leaves: list[Tensor] = []
-        try:
-            capture = LevelCapture(model, watch=watch_into(kept), edges=True)
-            inputs = _asking_for_gradient((args, kwargs), leaves)
-            output = run(model, capture, *inputs)
-        except TraceError:  # some models do with their inputs what is not allowed where a gradient is asked of them
-            kept, leaves = {}, []
-            capture = LevelCapture(model, watch=watch_into(kept), edges=True)
-            inputs = (args, kwargs)
-            output = run(model, capture, *inputs)
+        capture, inputs, leaves, output = run_asking(model, new_capture, args, kwargs)
         sharded = _is_sharded(model)
         if not sharded:
             _check_unchanged(model, parameters)
@@ -234,22 +231,3 @@ def _check_unchanged(model: nn.Module, before: dict[str, nn.Parameter]) -> None:
     if changed:
         some = ", ".join(changed[:4]) + (" and others" if len(changed) > 4 else "")
         raise TraceError(f"the model made or replaced parameters while it ran ({some}): run it once before, then audit")
-
-
-def _asking_for_gradient(values: Any, leaves: list[Tensor]) -> Any:
-    """The inputs with a gradient asked of the floating-point ones, for one of them may itself be the skip.
-
-    They are views of new leaves, which may be overwritten where a leaf may not.
-    """
-    if isinstance(values, Tensor):
-        if values.is_inference():
-            values = values.clone()
-        if not values.is_floating_point() or values.requires_grad:
-            return values
-        leaves.append(values.detach().requires_grad_())
-        return leaves[-1].view_as(leaves[-1])
-    if type(values) in (tuple, list):
-        return type(values)(_asking_for_gradient(value, leaves) for value in values)
-    if type(values) is dict:
-        return {key: _asking_for_gradient(value, leaves) for key, value in values.items()}
-    return values
