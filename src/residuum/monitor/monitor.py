@@ -124,11 +124,14 @@ class Monitor:
             self._write(self.last)
         except OSError as error:  # nor may a full disk
             self._leave_out(f"cannot write: {error.strerror or error}: make room or choose another place")
+        except Exception as error:  # nor somebody's own destination
+            self._leave_out(f"writing to `to` raised {type(error).__name__}: {error}")
         return None
 
     def _leave_out(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
+        kind = reason.partition(":")[0]  # the rest may name the step
+        if kind not in self._said:
+            self._said.add(kind)
             warnings.warn(f"residuum.Monitor: step {self.step} is left out, because {reason}", stacklevel=4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ class Listener:
         self._parameters: dict[str, ParameterFlow] = {}
         self._listened: dict[str, Any] = {}
         self._hooks = [
-            model.register_forward_pre_hook(self._start, with_kwargs=True),
-            model.register_forward_hook(self._stop, always_call=True),
+            model.register_forward_pre_hook(_Hook(self._start), with_kwargs=True),
+            model.register_forward_hook(_Hook(self._stop), always_call=True),
         ]
 
     @property
@@ -158,6 +159,20 @@ class Listener:
                 self._parameters[name] = parameter_flow(parameter, gradient)
 
         return hook
+
+
+class _Hook:
+    """A hook on the model that is deaf in a copy of it: a copied or saved model takes nothing measured along."""
+
+    def __init__(self, function: Callable[..., None] | None = None) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        if self._function is not None:
+            self._function(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

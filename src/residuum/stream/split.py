@@ -75,6 +75,7 @@ class Split:
             self._total = total
         else:
             self._measure(total)
+            self.stop_listening()  # another backward pass through the same graph is not the one
 
     def _listen(self) -> None:
         assert self._fork is not None
