@@ -29,8 +29,9 @@ class Monitor:
             optimizer.step()
 
     A step is one block, whatever runs in it; of several forward passes (gradient accumulation) the first is measured,
-    with the backward pass that goes with it. The other steps cost a comparison. Weights, gradients, buffers and random
-    numbers are exactly those of a run without a monitor, but that a compiled model runs eagerly in a measured step.
+    with the first backward pass that reaches each connection and parameter. The other steps cost a comparison. Weights,
+    gradients, buffers and random numbers are exactly those of a run without a monitor, but that a compiled model runs
+    eagerly in a measured step.
 
     `to` is a path (JSON lines, appended), a SummaryWriter, a W&B run, or a function of one dictionary. `scaler` is the
     GradScaler, if there is one: gradients are divided by its scale. `start` counts the steps done before, where a run

@@ -14,7 +14,7 @@ from torch import Tensor
 from residuum.stream.capture import Watch
 from residuum.stream.connection import branch_of
 from residuum.stream.node import Connection, Node
-from residuum.stream.split import norm
+from residuum.stream.split import norm, share
 
 # The most positions of a state that are looked at for its rank: enough to see a collapse, next to nothing to compute.
 SAMPLE = 32
@@ -126,11 +126,6 @@ def _swaps(node: Node, fork: Node) -> int:
         count += node.op in SWAP
         node = node.activations[0]
     return count
-
-
-def share(part: float, rest: float) -> float:
-    """part / (part + rest), 0 if there is neither."""
-    return part / (part + rest) if part + rest > 0 else 0.0
 
 
 def _shape(old: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
