@@ -198,6 +198,19 @@ def test_the_gradient_of_an_input() -> None:
     assert not X.requires_grad
 
 
+def overwritten(y: Tensor) -> Tensor:
+    y = y * 1
+    half = y.chunk(2, -1)[0]  # may not be read with a gradient any more, but without
+    y.mul_(0)
+    with torch.no_grad():
+        shift = half.sum()
+    return y.sqrt() + shift
+
+
+def test_a_view_whose_base_was_overwritten() -> None:
+    assert residuum.where_nan(Around(overwritten), X).name == "sqrt"
+
+
 def test_a_sparse_gradient() -> None:
     model = nn.Sequential(nn.Embedding(5, 4, sparse=True), Then(lambda x: (x * 0).sqrt()))
     assert residuum.where_nan(model, torch.tensor([1, 3])).name == "sqrt"

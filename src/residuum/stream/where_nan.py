@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -144,7 +145,7 @@ class _Watcher(Capture):
         operands = list(tensors_in((args, kwargs or {})))
         nodes = [self.node_of(value) for value in operands]
         before = [self._faults[node] for node in nodes if node in self._faults]
-        reads = {value.grad_fn for value in operands}
+        reads = _grad_nodes(operands)
         made = len(self.nodes)
         result = super().__torch_function__(func, types, args, kwargs)
         line = None
@@ -159,7 +160,7 @@ class _Watcher(Capture):
 
     def _run_function(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """A custom autograd function, whose backward is its own whatever is recorded of its forward pass."""
-        reads = {value.grad_fn for value in tensors_in(args)}
+        reads = _grad_nodes(tensors_in(args))
         result = super()._run_function(function, *args, **kwargs)
         line = _Line(function.__name__, self._module, calling_line())
         for value in tensors_in(result):
@@ -204,6 +205,18 @@ class _Watcher(Capture):
                 continue
             self.lines[grad_node] = line
             pending += [edge[0] for edge in grad_node.next_functions]
+
+
+def _grad_nodes(values: Iterable[Tensor]) -> set[GradNode | None]:
+    """What autograd continues from at these values.
+
+    A view whose base was overwritten raises where it is asked, and may be read without a gradient only.
+    """
+    found = set()
+    for value in values:
+        with suppress(RuntimeError):
+            found.add(value.grad_fn)
+    return found
 
 
 # Where a gradient arrives: autograd's node, and which of its outputs' gradients it is.
