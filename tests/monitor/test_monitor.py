@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import io
 import json
 import math
 import signal
@@ -386,6 +388,44 @@ def test_a_full_disk_does_not_end_the_training(tiny: Transformer) -> None:
     said = "cannot write: No space left on device"
     with pytest.warns(UserWarning, match=said), residuum.Monitor(tiny, to="/dev/full"):
         tiny.loss(TOKENS[0], TOKENS[0]).backward()
+
+
+def test_a_destination_that_raises_does_not_end_the_training(tiny: Transformer) -> None:
+    def refuse(line: dict) -> None:
+        raise ValueError(f"no place for step {line['step']}")
+
+    monitor = residuum.Monitor(tiny, every=1, to=refuse)
+    with pytest.warns(UserWarning, match="writing to `to` raised ValueError: no place for step 1"), monitor:
+        tiny.loss(TOKENS[0], TOKENS[0]).backward()
+    with monitor:  # said once: warnings are errors here
+        tiny.loss(TOKENS[0], TOKENS[0]).backward()
+    assert monitor.last is not None and monitor.last["step"] == 2
+
+
+def test_of_two_backward_passes_the_first_is_measured(tiny: Transformer) -> None:
+    monitor = residuum.Monitor(tiny, every=1, to=[].append)
+    with monitor:
+        tiny.loss(TOKENS[0], TOKENS[0]).backward()
+    first = monitor.last
+    with monitor:
+        loss = tiny.loss(TOKENS[0], TOKENS[0])
+        loss.backward(retain_graph=True)
+        (1000 * loss).backward()
+    assert first is not None and monitor.last is not None
+    assert monitor.last["connections"] == first["connections"]
+
+
+def test_a_copy_made_inside_the_block_is_deaf(tiny: Transformer) -> None:
+    monitor = residuum.Monitor(tiny, every=1, to=[].append)
+    with monitor:
+        early = copy.deepcopy(tiny)
+        early.loss(TOKENS[0], TOKENS[0]).backward()
+        assert monitor._listener is not None and not monitor._listener.called
+        tiny.loss(TOKENS[0], TOKENS[0]).backward()
+        late = copy.deepcopy(tiny)
+        torch.save(tiny, io.BytesIO())
+    assert monitor.last is not None
+    late.loss(TOKENS[0], TOKENS[0]).backward()
 
 
 def test_bad_input(tiny: Transformer, tmp_path: Path) -> None:

@@ -76,7 +76,47 @@ def test_rank_of_extremes() -> None:
     apart = residuum.flow(Fixed(32), 7 * torch.eye(32)).all_measured[0].forward
     assert apart.effective_rank == pytest.approx(32, rel=1e-5)
     assert apart.influence == pytest.approx(0, abs=1e-6)
-    assert residuum.flow(Fixed(32), torch.zeros(3, 32)).all_measured[0].forward.state_rms == 0
+    nothing = residuum.flow(Fixed(32), torch.zeros(3, 32)).all_measured[0].forward
+    assert (nothing.state_rms, nothing.influence, nothing.effective_rank, nothing.outlier) == (0, 0, 1, 1)
+    unknown = residuum.flow(Fixed(32), torch.full((3, 32), math.nan)).all_measured[0].forward
+    assert all(math.isnan(n) for n in (unknown.influence, unknown.effective_rank, unknown.outlier))
+
+
+def test_complex_states() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.ModuleList(nn.Linear(4, 4, dtype=torch.complex128) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.maps:
+                x = x + layer(x)
+            return x
+
+    model, x = Complex(), torch.randn(2, 3, 4, dtype=torch.complex128)
+    first, second = residuum.flow(model, x, loss=lambda y: y.abs().sum()).all_measured
+    assert first.forward.state_rms == pytest.approx(second.forward.skip_rms, **EXACT)
+    state = x + model.maps[0](x)
+    channels = state.detach().abs().square().mean((0, 1)).sqrt()
+    assert first.forward.outlier == pytest.approx((channels.max() / channels.median()).item(), **EXACT)
+    assert first.backward is not None and first.backward.identity == pytest.approx(first.backward.arriving, **EXACT)
+
+
+def test_features_of_a_branch_that_convolves_over_positions() -> None:
+    class Mixed(nn.Module):
+        def __init__(self, swapped: bool) -> None:
+            super().__init__()
+            self.conv, self.swapped = nn.Conv1d(5, 5, 3, padding=1), swapped
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (self.conv(x.transpose(1, 2)).transpose(1, 2) if self.swapped else self.conv(x))
+
+    x = torch.randn(2, 5, 5, dtype=torch.float64) * torch.arange(1, 6)  # as many positions as channels
+    for swapped, others in ((True, (0, 1)), (False, (0, 2))):
+        model = Mixed(swapped).double()
+        (m,) = residuum.flow(model, x).all_measured
+        channels = model(x).detach().square().mean(others).sqrt()
+        assert m.forward.outlier == pytest.approx((channels.max() / channels.median()).item(), **EXACT)
 
 
 @pytest.mark.parametrize("kind", models.CONNECTED, ids=lambda kind: kind.__name__)

@@ -110,11 +110,112 @@ def test_what_held_it_before_is_named() -> None:
     broken[1, 2] = math.nan
     assert str(residuum.where_nan(model, broken)) == "input 0 holds NaN already"
     assert residuum.where_nan(model, x=broken).name == "x"
-    model.map.register_buffer("scale", torch.tensor([1.0, math.nan]))
-    assert str(residuum.where_nan(model, X)) == "buffer map.scale holds NaN already"
+    broken[1, 2] = math.inf
+    assert str(residuum.where_nan(model, broken)) == "input 0 holds infinity already"
+    model.register_buffer("scale", torch.tensor([1.0, 1.0, math.nan, 1.0]))
+    model.then.function = lambda y: y * model.scale
+    assert str(residuum.where_nan(model, X)) == "buffer scale holds NaN already"
+    model.scale[2] = math.inf
+    assert str(residuum.where_nan(model, X)) == "buffer scale holds infinity already"
     with torch.no_grad():
-        model.map.bias[1] = math.inf
+        model.map.bias[1] = -math.inf  # no mask: it trains
     assert str(residuum.where_nan(model, X)) == "parameter map.bias holds infinity already"
+
+
+def test_what_held_it_before_and_does_no_harm_is_no_answer() -> None:
+    broken = X.clone()
+    broken[1, 2] = math.nan
+    cleaning = nn.Sequential(Then(torch.nan_to_num), nn.Linear(4, 4))
+    assert residuum.where_nan(cleaning, broken) is None
+    model = Around(lambda y: (y.mm(y.mT) + model.mask).softmax(-1) @ y)
+    model.mask = nn.Parameter(torch.full((3, 3), NEVER).triu(1), requires_grad=False)
+    model.unused = nn.Parameter(torch.full((3,), math.nan))
+    assert residuum.where_nan(model, X) is None
+    norm = nn.BatchNorm1d(4)
+    norm.running_var.fill_(math.nan)
+    assert residuum.where_nan(norm, X) is None
+    assert str(residuum.where_nan(norm.eval(), X)) == "buffer running_var holds NaN already"
+
+
+class Two(nn.Module):
+    """Each branch makes an infinity in the backward pass; the relu drops the second one's."""
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.real = nn.Linear(4, 4), nn.Linear(4, 4), real
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.real:
+            h = h + torch.acos(h - h.detach() + 1)
+        return h + torch.sqrt(torch.relu(self.b(x)))
+
+
+def test_an_infinity_that_reaches_no_gradient_is_not_blamed() -> None:
+    assert residuum.where_nan(Two(False), X) is None
+    assert residuum.where_nan(Two(True), X).name == "acos"
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient * math.nan
+
+
+def test_a_custom_function_is_blamed_itself() -> None:
+    seen = residuum.where_nan(nn.Sequential(Around(lambda y: Broken.apply(y)), Then(torch.tanh)), X)
+    assert (seen.name, seen.module, seen.source.file) == ("Broken", "0.then", str(Path(__file__)))
+    out_of_sight = residuum.where_nan(nn.Sequential(Around(Broken.apply), Then(torch.tanh)), X)  # looked up too early
+    assert (out_of_sight.name, out_of_sight.module, out_of_sight.source) == ("BrokenBackward", "", None)
+
+
+def hooked(y: Tensor) -> Tensor:
+    y = y.exp()
+    y.register_hook(lambda gradient: gradient * math.nan)
+    return y
+
+
+def test_hooks_and_sums_of_gradients() -> None:
+    maker = residuum.where_nan(Around(hooked), X)
+    assert (maker.name, maker.module) == ("a hook on the gradient of exp", "then")
+    (finding,) = [f for f in residuum.audit(Around(hooked), X).findings if f.code == "RS204"]
+    assert "a hook on the gradient of exp made NaN in the backward pass of then" in finding.message
+    model = Around(lambda y: y)
+    model.map.bias.register_hook(lambda gradient: gradient / 0)
+    assert residuum.where_nan(model, X).name == "a hook on the gradient of parameter map.bias"
+    half = Around(lambda y: (h := y.exp().half()) + h)
+    maker = residuum.where_nan(half, X, loss=lambda y: y.float().sum() * 60000)
+    assert (maker.found, maker.name) == ("infinity", "the sum of the gradients of half")
+
+
+def test_the_gradient_of_an_input() -> None:
+    then = Then(lambda x: x + (x - x.detach()).sqrt())
+    assert residuum.where_nan(nn.Sequential(then, nn.Linear(4, 4)), X).name == "sqrt"
+    assert not X.requires_grad
+
+
+def overwritten(y: Tensor) -> Tensor:
+    y = y * 1
+    half = y.chunk(2, -1)[0]  # may not be read with a gradient any more, but without
+    y.mul_(0)
+    with torch.no_grad():
+        shift = half.sum()
+    return y.sqrt() + shift
+
+
+def test_a_view_whose_base_was_overwritten() -> None:
+    assert residuum.where_nan(Around(overwritten), X).name == "sqrt"
+
+
+def test_a_sparse_gradient() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), Then(lambda x: (x * 0).sqrt()))
+    assert residuum.where_nan(model, torch.tensor([1, 3])).name == "sqrt"
+    model[1].function = torch.tanh
+    assert residuum.where_nan(model, torch.tensor([1, 3])) is None
 
 
 def test_the_flow_looks_for_it_only_where_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

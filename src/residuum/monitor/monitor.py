@@ -29,8 +29,9 @@ class Monitor:
             optimizer.step()
 
     A step is one block, whatever runs in it; of several forward passes (gradient accumulation) the first is measured,
-    with the backward pass that goes with it. The other steps cost a comparison. Weights, gradients, buffers and random
-    numbers are exactly those of a run without a monitor, but that a compiled model runs eagerly in a measured step.
+    with the first backward pass that reaches each connection and parameter. The other steps cost a comparison. Weights,
+    gradients, buffers and random numbers are exactly those of a run without a monitor, but that a compiled model runs
+    eagerly in a measured step.
 
     `to` is a path (JSON lines, appended), a SummaryWriter, a W&B run, or a function of one dictionary. `scaler` is the
     GradScaler, if there is one: gradients are divided by its scale. `start` counts the steps done before, where a run
@@ -124,11 +125,14 @@ class Monitor:
             self._write(self.last)
         except OSError as error:  # nor may a full disk
             self._leave_out(f"cannot write: {error.strerror or error}: make room or choose another place")
+        except Exception as error:  # nor somebody's own destination
+            self._leave_out(f"writing to `to` raised {type(error).__name__}: {error}")
         return None
 
     def _leave_out(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
+        kind = reason.partition(":")[0]  # the rest may name the step
+        if kind not in self._said:
+            self._said.add(kind)
             warnings.warn(f"residuum.Monitor: step {self.step} is left out, because {reason}", stacklevel=4)
 
 

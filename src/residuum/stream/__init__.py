@@ -2,12 +2,14 @@
 
 from residuum.stream.adapter import Adapter
 from residuum.stream.errors import TraceError
-from residuum.stream.flow import Backward, Flow, Measured, Slope, flow
+from residuum.stream.flow import flow
 from residuum.stream.forward import Forward
 from residuum.stream.graph import Residual, ResidualGraph, Stream
 from residuum.stream.loss import Loss
+from residuum.stream.measured import Flow, Measured, Slope
 from residuum.stream.node import Source
 from residuum.stream.parameter import ParameterFlow
+from residuum.stream.split import Backward
 from residuum.stream.trace import trace
 from residuum.stream.where_nan import NanMaker, where_nan
 

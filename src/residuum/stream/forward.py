@@ -14,13 +14,16 @@ from torch import Tensor
 from residuum.stream.capture import Watch
 from residuum.stream.connection import branch_of
 from residuum.stream.node import Connection, Node
-from residuum.stream.split import norm
+from residuum.stream.split import norm, share
 
 # The most positions of a state that are looked at for its rank: enough to see a collapse, next to nothing to compute.
 SAMPLE = 32
 
 # Functions whose result has its channels before so many spatial dimensions.
 CONVOLUTION = {f"conv{transposed}{n}d": n for n in (1, 2, 3) for transposed in ("", "_transpose")}
+
+# Functions whose result has the dimensions in another order.
+SWAP = frozenset({"transpose", "transpose_", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "T", "t"})
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,11 @@ class Forward:
     `effective_rank`: exp of the entropy of the state's singular values, taken as shares of their sum (Roy & Vetterli
     2007), from 1 (all positions alike but for scale) to its ceiling, the smaller of `sampled` and the width. Positions
     are first scaled to length 1, so that a single long one does not hide what the others do.
-    Both look at `sampled` positions: all, or 32 of them spread over all examples.
+    Both look at `sampled` positions: all, or 32 of them spread over all examples. In both a complex feature counts as
+    two real ones.
     `outlier`: the largest channel's root mean square, over all positions, over the median channel's; infinite if half
     the channels are zero.
+    A position that is zero before and after has not changed its direction; a state of zeros has rank 1 and outlier 1.
     """
 
     skip_rms: float
@@ -85,17 +90,17 @@ def forward_of(kept: Kept) -> Forward:
     channels = kept.channels.double().cpu()
     middle = channels.median()
     # √ of the Gram matrix's eigenvalues are the singular values of the sample itself.
-    values = torch.zeros(1).double()
+    rank = math.nan
     if torch.isfinite(kept.gram).all():
         values = torch.linalg.eigvalsh(kept.gram.double().cpu()).clamp(min=0).sqrt()
-    shares = values / values.sum()
+        rank = float(torch.special.entr(values / values.sum()).sum().exp()) if values.any() else 1.0
     return Forward(
         float(kept.skip_rms),
         float(kept.write_rms),
         float(channels.square().mean().sqrt()),
         float(kept.influence),
-        float(torch.special.entr(shares).sum().exp()),
-        float(channels.max() / middle),
+        rank,
+        float(channels.max() / middle) if channels.any() else 1.0,
         len(kept.gram),
     )
 
@@ -105,19 +110,27 @@ def features(connection: Connection | None) -> int:
     if connection is not None and len(connection.sum.shape) > 2:
         for node in branch_of(connection):
             shapes = (node.shape, *(parent.shape for parent in node.activations))
-            if node.op in CONVOLUTION and node.transforms and connection.sum.shape in shapes:
+            if node.op not in CONVOLUTION or not node.transforms or connection.sum.shape not in shapes:
+                continue
+            # Where all these dimensions are as long, only how often they were swapped tells positions from channels.
+            several = len(set(connection.sum.shape[-1 - CONVOLUTION[node.op] :])) > 1
+            if several or _swaps(node, connection.fork) % 2 == 0:
                 return -1 - CONVOLUTION[node.op]
     return -1
 
 
-def share(part: float, rest: float) -> float:
-    """part / (part + rest), 0 if there is neither."""
-    return part / (part + rest) if part + rest > 0 else 0.0
+def _swaps(node: Node, fork: Node) -> int:
+    """How many calls between the fork and `node` put the dimensions in another order."""
+    count = 0
+    while node.index > fork.index and node.activations:
+        count += node.op in SWAP
+        node = node.activations[0]
+    return count
 
 
 def _shape(old: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Influence, root mean square of each channel, and the Gram matrix of a sample of positions."""
-    old, state = (_real(value.movedim(dim, -1)) for value in (old, state))
+    old, state = old.movedim(dim, -1), state.movedim(dim, -1)
     wide = torch.promote_types(state.dtype, torch.float32)
     if state.ndim == 1:  # one vector is one position
         old, state = old[None], state[None]
@@ -125,8 +138,9 @@ def _shape(old: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor
     count = max(positions.numel(), 1)
     channels = torch.linalg.vector_norm(state, dim=tuple(range(len(positions))), dtype=wide) / count**0.5
     at = torch.unravel_index(torch.arange(min(count, SAMPLE), device=state.device) * _stride(count) % count, positions)
-    rows, before = state[at].to(wide), old[at].to(wide)
-    influence = 1 - F.cosine_similarity(before, rows, dim=-1).mean()
+    rows, before = _real(state[at].to(wide)), _real(old[at].to(wide))
+    cosines = F.cosine_similarity(before, rows, dim=-1)
+    influence = 1 - torch.where((before == 0).all(-1) & (rows == 0).all(-1), 1, cosines).mean()
     rows = F.normalize(rows, dim=-1)
     return influence, channels, rows @ rows.mT
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from residuum.stream.adapter import adapters_in
 from residuum.stream.capture import tensors_in
-from residuum.stream.connection import branch_of
-from residuum.stream.flow import Backward, Flow, Measured, _backward, _shared
-from residuum.stream.forward import Kept, forward_of, watch_into
-from residuum.stream.graph import Residual, ResidualGraph, graph_of
+from residuum.stream.forward import Kept, watch_into
+from residuum.stream.graph import ResidualGraph, graph_of
 from residuum.stream.levels import LevelCapture
+from residuum.stream.measured import Flow, Passes, is_sharded
 from residuum.stream.node import Connection, Node
 from residuum.stream.parameter import ParameterFlow, parameter_flow
-from residuum.stream.split import Split
-from residuum.stream.weights import parameter_nodes, parameters_behind, parameters_of
+from residuum.stream.split import Split, splits_of
+from residuum.stream.weights import parameter_nodes
 
 
 class Listener:
@@ -43,8 +42,8 @@ class Listener:
         self._parameters: dict[str, ParameterFlow] = {}
         self._listened: dict[str, Any] = {}
         self._hooks = [
-            model.register_forward_pre_hook(self._start, with_kwargs=True),
-            model.register_forward_hook(self._stop, always_call=True),
+            model.register_forward_pre_hook(_Hook(self._start), with_kwargs=True),
+            model.register_forward_hook(_Hook(self._stop), always_call=True),
         ]
 
     @property
@@ -65,21 +64,10 @@ class Listener:
         if loss is None:
             loss = 0.0 if self.own_loss is None else float(self.own_loss)
         parameters = dict(self._model.named_parameters())
-        sharded = any(map(_is_sharded, parameters.values()))
-        return Flow(
-            graph,
-            [[self._measured(residual, scale) for residual in stream.residuals] for stream in graph.streams],
-            loss,
-            "the training's loss",
-            {
-                n: self._parameter(n, p, scale)
-                for n, p in parameters.items()
-                if n in self._listened or not _is_sharded(p)
-            },
-            [] if sharded else list(adapters_in(capture.nodes, self._names, parameters)),
-            sorted({name for node in capture.collapsed() for name in parameters_behind(node, self._names)}),
-            nan_maker=None,
-        )
+        heard_of = {n: p for n, p in parameters.items() if n in self._listened or not is_sharded(p)}
+        flows = {n: self._parameter(n, p, scale) for n, p in heard_of.items()}
+        passes = Passes(capture, graph, self._kept, self._splits, self._names)
+        return passes.read(loss, "the training's loss", parameters, flows, scale)
 
     def close(self) -> None:
         """Remove every hook and let go of every tensor."""
@@ -88,12 +76,6 @@ class Listener:
             hook.remove()
         for split in self._splits.values():
             split.close()
-
-    def _measured(self, residual: Residual, scale: float) -> Measured:
-        connection = residual.connection
-        backward = _backward(self._splits[connection])
-        names = parameters_of(branch_of(connection), self._names)
-        return Measured(residual, forward_of(self._kept[connection.sum]), backward and _divided(backward, scale), names)
 
     def _parameter(self, name: str, parameter: nn.Parameter, scale: float) -> ParameterFlow:
         heard = self._parameters.get(name)
@@ -129,8 +111,7 @@ class Listener:
             self._listen_to(module, f"{name}." if name else "")
         self._graph = graph_of(capture)
         self.own_loss = _own_loss(output)
-        shared = _shared(self._graph, capture.nodes)
-        self._splits = {c: Split(c, c in shared) for c in (residual.connection for residual in self._graph.residuals)}
+        self._splits = splits_of(self._graph, capture.nodes)
         for node in capture.nodes:
             node.edge = None  # autograd's graph is not kept alive by what is measured on it
 
@@ -148,7 +129,7 @@ class Listener:
         """
         for name, parameter in module._parameters.items() if prefix is not None else ():
             whole = f"{prefix}{name}"
-            asked = parameter is not None and parameter.requires_grad and not _is_sharded(parameter)
+            asked = parameter is not None and parameter.requires_grad and not is_sharded(parameter)
             if parameter is not None and asked and whole not in self._listened:
                 self._listened[whole] = parameter.register_hook(self._hear(whole, parameter))
 
@@ -160,14 +141,18 @@ class Listener:
         return hook
 
 
-def _is_sharded(parameter: nn.Parameter) -> bool:
-    """A DTensor: each process holds a part of it."""
-    return hasattr(parameter, "placements")
+class _Hook:
+    """A hook on the model that is deaf in a copy of it: a copied or saved model takes nothing measured along."""
 
+    def __init__(self, function: Callable[..., None] | None = None) -> None:
+        self._function = function
 
-def _divided(backward: Backward, scale: float) -> Backward:
-    norms = ("arriving", "identity", "branch", "elsewhere")
-    return dataclasses.replace(backward, **{name: getattr(backward, name) / scale for name in norms})
+    def __call__(self, *args: Any) -> None:
+        if self._function is not None:
+            self._function(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def _own_loss(output: Any) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,32 @@ from torch.autograd.graph import GradientEdge
 from torch.autograd.graph import Node as GradNode
 
 from residuum.stream.carry import carried
-from residuum.stream.node import Connection
+from residuum.stream.connection import branch_of
+from residuum.stream.graph import ResidualGraph
+from residuum.stream.node import Connection, Node
+from residuum.stream.placement import readers_of
 from residuum.stream.projection import state_of
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Euclidean norms of the gradient that arrives at the state, and of its two parts where they reach x.
+
+    `elsewhere` is the norm of what reaches x from readers outside this connection, 0 up to rounding in a plain stack.
+    `cosine` is that of the two parts, each taken as one long vector: below 0 the branch works against the skip. It is 0
+    where one part is zero.
+    """
+
+    arriving: float
+    identity: float
+    branch: float
+    elsewhere: float
+    cosine: float
+
+    @property
+    def identity_share(self) -> float:
+        """identity / (identity + branch), from 0 (nothing passes the skip) to 1 (nothing passes the branch)."""
+        return share(self.identity, self.branch)
 
 
 class Split:
@@ -25,7 +50,7 @@ class Split:
 
     def __init__(self, connection: Connection, shared: bool) -> None:
         self._fork, self._sum = connection.junction.edge, connection.sum.edge
-        self._shared = shared
+        self.shared = shared
         self._identity: list[Tensor] = []
         self._branch: list[Tensor] = []
         self._arriving: Tensor | None = None
@@ -56,6 +81,11 @@ class Split:
             handle.remove()
         self._handles.clear()
 
+    def read(self) -> Backward | None:
+        """What was measured, None if no gradient went through the connection; here the device is waited for."""
+        parts = [self.norms.get(part) for part in ("arriving", "identity", "branch", "elsewhere", "cosine")]
+        return None if None in parts else Backward(*(float(part) for part in parts if part is not None))
+
     def close(self) -> None:
         """Remove the hooks and let go of every tensor."""
         self.stop_listening()
@@ -66,15 +96,16 @@ class Split:
         gradient = grad_outputs[self._sum.output_nr]
         if gradient is not None:
             self.norms["arriving"] = norm(gradient)
-            self._arriving = gradient if self._shared else None
+            self._arriving = gradient if self.shared else None
 
     def _gather(self, grad_outputs: Any) -> None:
         assert self._fork is not None
         total = grad_outputs[self._fork.output_nr]
-        if self._shared:
+        if self.shared:
             self._total = total
         else:
             self._measure(total)
+            self.stop_listening()  # another backward pass through the same graph is not the one
 
     def _listen(self) -> None:
         assert self._fork is not None
@@ -105,6 +136,23 @@ class Split:
         self.norms["cosine"] = torch.zeros(()) if identity is None or branch is None else _cosine(identity, branch)
         self._identity.clear()
         self._branch.clear()
+
+
+def splits_of(graph: ResidualGraph, nodes: list[Node]) -> dict[Connection, Split]:
+    """A split at every connection, to be made before the backward pass."""
+    shared = _read_from_outside(graph, nodes)
+    return {c: Split(c, c in shared) for c in (residual.connection for residual in graph.residuals)}
+
+
+def _read_from_outside(graph: ResidualGraph, nodes: list[Node]) -> set[Connection]:
+    """The connections whose branch is read, half-way, by something outside it."""
+    readers, found = readers_of(nodes), set()
+    for connection in (residual.connection for residual in graph.residuals):
+        branch = branch_of(connection)
+        inside = branch | {connection.sum}
+        if any(reader not in inside for node in branch for reader in readers[node]):
+            found.add(connection)
+    return found
 
 
 def _grad_nodes_of_skip(connection: Connection, fork: GradientEdge) -> set[GradNode]:
@@ -153,6 +201,11 @@ def norm(value: Tensor) -> Tensor:
     """The Euclidean norm, summed in float32 at least."""
     value = value.detach()
     return torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+
+
+def share(part: float, rest: float) -> float:
+    """part / (part + rest), 0 if there is neither."""
+    return part / (part + rest) if part + rest > 0 else 0.0
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

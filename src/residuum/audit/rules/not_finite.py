@@ -28,7 +28,7 @@ class NotFinite(Rule):
         message, residual = seen_at
         maker = seen.flow.nan_maker
         if maker is None:
-            none = "; a second run found none: the model changes between runs, or only squares overflow"
+            none = "; a second run found none: perhaps the model changes between runs, or only squares overflow"
             yield self.finding(message + none if seen.flow.changes else message, residual)
         else:
             module = maker.module or (residual.module if residual else "")
