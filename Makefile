@@ -40,6 +40,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/gradient_reach.py
 	$(BIN)/python benchmarks/healthy.py
 	$(BIN)/python benchmarks/discovery.py
+	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/structure.py
 
