@@ -384,3 +384,95 @@ def test_a_runs_own_warm_up_is_known(text_folder: Path, tmp_path: Path, warmup: 
     findings = audit_run(RunFolder.open(tmp_path / "run")).findings
     assert ("13 blocks of post-norm, and the learning rate has no warm-up" in {f.message for f in findings}) == found
     assert ("RS108" in codes(findings)) == found
+
+
+class Named(nn.Module):
+    """Blocks that are named, and stand in no list."""
+
+    def __init__(self, before: str, faulty: int | None) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, D)
+        self.blocks = nn.ModuleDict({f"{before}{i}": Block(i) for i in range(LAYERS)})
+        for block in self.blocks.values():
+            if block.number == faulty:
+                block.__class__ = type("Faulty", (Block,), {"forward": lambda block, x: block.f(block.norm(x))})
+        self.last, self.out = nn.LayerNorm(D), nn.Linear(D, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks.values():
+            x = block(x)
+        return self.out(self.last(x))
+
+
+@pytest.mark.parametrize("before", ["layer", "block_"])
+def test_rs104_blocks_by_name(before: str) -> None:
+    assert look(Named(before, None)) == []
+    assert only("RS104", look(Named(before, 3))).module == f"blocks.{before}3"
+
+
+def test_rs104_a_skip_taken_from_the_wrong_variable() -> None:
+    class Twice(Block):
+        wrong = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + self.f(self.norm(x))
+            return (x if self.wrong else y) + self.f(self.norm(y))
+
+    model = Model()
+    for block in model.layers:
+        block.__class__ = Twice
+    assert look(model) == []
+    model.layers[4].wrong = True
+    found = look(model.to_empty(device="cpu"))
+    assert only("RS104", found).message == "layers.4 has 1 connection, but 5 of its 5 siblings have 2"
+
+
+CHANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": lambda x: 0.5 * x,
+    "flipped": lambda x: x.flip(-1),
+    "rolled": lambda x: x.roll(1, 1),
+    "detached in part": lambda x: torch.cat([x[:1].detach(), x[1:]]),
+    "masked": lambda x: x.masked_fill(torch.rand_like(x) > 0.5, 0.0),
+    "chosen": lambda x: torch.where(torch.rand_like(x) > 0.5, x, 0.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_rs111_skip_changed_in_one_block(change: str) -> None:
+    def join(block: Block, x: Tensor) -> Tensor:
+        return CHANGED[change](x) + block.f(block.norm(x))
+
+    finding = only("RS111", look(joined(join, only=3)))
+    assert finding.message.startswith("the skip of connection 3 (layers.3) passes ")
+    assert finding.severity == "warning"
+    assert "RS111" not in codes(look(joined(join)))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_rs111_state_changed_between_blocks(inplace: bool) -> None:
+    def join(block: Block, x: Tensor) -> Tensor:
+        x = F.relu(x, inplace=inplace)
+        return x + block.f(block.norm(x))
+
+    finding = only("RS111", look(joined(join, only=3)))
+    assert finding.message.startswith(
+        "the state between connection 2 (layers.2) and connection 3 (layers.3) passes relu"
+    )
+    assert "RS111" not in codes(look(joined(join)))
+
+
+def test_rs106_and_rs107_leave_a_state_alone_that_another_stream_begins_with() -> None:
+    class Stages(nn.Module):
+        """Two stages; the second embeds the first one's last state and normalises that."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Model(), Model()
+            self.first.last, self.first.out = nn.Identity(), nn.Identity()
+            self.second.embed = nn.Sequential(nn.Linear(D, D), nn.LayerNorm(D))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    assert not codes(look(Stages())) & {"RS106", "RS107"}

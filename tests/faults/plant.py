@@ -58,6 +58,14 @@ def times(factor: float) -> Join:
     return lambda skip, write: skip * factor + write
 
 
+def flipped(skip: Tensor, write: Tensor) -> Tensor:
+    return skip.flip(-1) + write
+
+
+def bent_after(skip: Tensor, write: Tensor) -> Tensor:
+    return F.relu(skip + write)
+
+
 def detached_after(skip: Tensor, write: Tensor) -> Tensor:
     return (skip + write).detach()
 

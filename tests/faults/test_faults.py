@@ -56,6 +56,11 @@ FAULTS = {
     "dropout on the skip, switched off": Fault(one(plant.dropped_in_eval), "RS110", structure=True),
     "dropout on the sum": Fault(one(plant.dropped_together), "RS110", structure=True),
     "stochastic depth on the skip": Fault(one(plant.stochastic_depth), "RS110", structure=True),
+    "skip scaled in one block": Fault(one(plant.times(0.5)), "RS111", structure=True),
+    "skip flipped": Fault(one(plant.flipped), "RS111", structure=True),
+    "state through relu": Fault(
+        one(plant.bent_after), "RS111", tuple(name for name in ALL if name != "resnet"), structure=True
+    ),
     "norm removed from one branch": Fault(plant.norm_removed, "RS102", PRE, structure=True),
     "norm moved behind one sum": Fault(plant.norm_moved_behind, "RS102", PRE, structure=True),
     "norm missing behind one sum": Fault(plant.norm_moved_before, "RS102", POST, structure=True),

@@ -11,6 +11,7 @@ from residuum.audit.audit import STRUCTURE_ONLY, Audit, counted
 from residuum.audit.finding import Finding
 from residuum.audit.paths import shorten
 from residuum.audit.rows import Row, fold, index_of, name_of
+from residuum.audit.rules._blocks import blocks_around
 from residuum.stream import Flow, Source
 
 # A parameter's name tells where to look; past these the JSON has the rest.
@@ -139,8 +140,7 @@ def _blocks(rows: list[Row]) -> list[str]:
 def _numbered(row: Row) -> list[str]:
     """The parts of the connection's path that end in a number, longest first; without any, its whole path."""
     for path in (row.residual.module, row.residual.branch):
-        parts = path.split(".")
-        found = [".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()]
+        found = list(blocks_around(path))
         if found:
             return found[::-1]
     return [row.residual.module or row.residual.branch]

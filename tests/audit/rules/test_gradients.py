@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stack import Stack, found, variant
@@ -116,3 +116,42 @@ def test_rs206_frozen_block() -> None:
     half = Stack()
     half.ups[2].requires_grad_(False)
     assert found(half, "RS206") == []
+
+
+def test_rs203_a_branch_that_can_never_train() -> None:
+    (finding,) = found(variant(join=lambda self, i, x: x + (i != 2) * self.branch(i, x)), "RS203")
+    assert finding.message.startswith("6 parameters get no gradient")
+
+
+class Experts(nn.Module):
+    """Four experts of which this run takes all but one."""
+
+    def __init__(self, idle: int | None) -> None:
+        super().__init__()
+        self.idle = idle
+        self.experts = nn.ModuleList(nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(expert(x) for i, expert in enumerate(self.experts) if i != self.idle)
+
+
+def test_rs203_a_member_left_out_of_this_run_is_news() -> None:
+    model = Stack()
+    model.last = Experts(idle=1)
+    (finding,) = found(model, "RS203")
+    assert finding.severity == "info"
+    assert finding.message.endswith("last.experts.1.weight, last.experts.1.bias")
+    model.last = Experts(idle=None)
+    model.last.experts[1].forward = lambda x: nn.functional.linear(x, model.last.experts[1].weight.detach())
+    assert [f.severity for f in found(model, "RS203")] == ["warning"]  # it ran
+
+
+def test_rs201_two_kinds_that_take_turns() -> None:
+    """The gradient is made ten times smaller and as often ten times larger: the whole loses nothing."""
+
+    def join(self: Stack, i: int, x: Tensor) -> Tensor:
+        return (10.0 if i % 2 else 0.1) * x + 1e-4 * self.ups[i](x)[..., :12]
+
+    model = type("Turns", (Stack,), {"join": join})(layers=8)
+    assert found(model, "RS201") == []
+    assert found(model, "RS202") == []

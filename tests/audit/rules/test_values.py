@@ -143,3 +143,53 @@ def test_rs309_collapsed_ternary_weight() -> None:
     model.ups[1].factor = 1.0
     model.ups[1].forward = lambda x: nn.functional.linear(x, model.ups[1].weight.round())
     assert found(model, "RS309") == []  # a matrix that starts at zero
+
+
+def test_rs301_a_branch_that_can_never_train() -> None:
+    def zeroed(*names: str) -> Stack:
+        model = Stack()
+        for name in names:
+            nn.init.zeros_(getattr(model, name)[2].weight)
+            nn.init.zeros_(getattr(model, name)[2].bias)
+        model.downs[2].bias = None
+        return model
+
+    assert [f.severity for f in found(zeroed("downs"), "RS301")] == ["info"]
+    (finding,) = found(zeroed("ups", "downs"), "RS301")
+    assert finding.severity == "warning"
+    assert finding.message.endswith("writes exactly nothing, and no parameter of it gets a gradient")
+    dropped = variant(join=lambda self, i, x: x + nn.functional.dropout(self.branch(i, x), float(i == 2)))
+    assert [f.severity for f in found(dropped, "RS301")] == ["warning"]
+
+
+def test_rs302_a_skip_of_zeros_is_not_drowned() -> None:
+    assert found(variant(join=lambda self, i, x: (x if i else x * 0) + self.branch(i, x)), "RS302") == []
+
+
+def test_rs306_compares_like_with_like() -> None:
+    """Feed-forwards that all write little beside their attention."""
+
+    class Block(nn.Module):
+        def __init__(self, size: float) -> None:
+            super().__init__()
+            self.size, self.mix, self.map = size, nn.Linear(12, 12), nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.mix(x)
+            return x + self.size * self.map(x)
+
+    model = Stack()
+    model.last = nn.Sequential(*(Block(1e-2) for _ in range(5)))
+    assert found(model, "RS306") == []
+    for i, block in enumerate(model.last):
+        block.size = 0.003 if i == 3 else 0.3
+    (finding,) = found(model, "RS306")
+    assert "(last.3.map)" in finding.message
+
+
+def test_rs308_an_adapter_of_two_zero_matrices_never_trains() -> None:
+    model = Stack()
+    model.ups = nn.ModuleList(Adapted(up, 0.0) for up in model.ups)
+    nn.init.zeros_(model.ups[2].thin.weight)
+    assert sorted(f.severity for f in found(model, "RS308")) == ["info", "warning"]
+    assert [f.severity for f in found(model, "RS203")] == ["warning"]

@@ -1,7 +1,8 @@
-"""The numbered members of a model's lists, such as its layers: what rules that compare siblings ask for."""
+"""The numbered members of a model's lists, such as its layers: what comparing siblings asks for."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -9,16 +10,19 @@ from residuum.stream import Residual, Stream
 
 
 def blocks_around(path: str) -> Iterator[str]:
-    """The numbered modules that `path` is or lies in: `stages.1`, `stages.1.layers.0` for `stages.1.layers.0.mlp`."""
+    """The modules that `path` is or lies in and whose names end in a number, outermost first.
+
+    `stages.1` and `stages.1.layers.0` for `stages.1.layers.0.mlp`, `layer3` for `layer3.mlp`.
+    """
     parts = path.split(".")
     for i, part in enumerate(parts):
-        if part.isdigit():
+        if part[-1:].isdigit():
             yield ".".join(parts[: i + 1])
 
 
 def list_of(block: str) -> str:
-    """The list that a numbered module is a member of: `layers` for `layers.3`."""
-    return block.rpartition(".")[0]
+    """The list that a numbered module is a member of: `layers` for `layers.3`, `blocks.block` for `blocks.block_3`."""
+    return re.sub(r"[._-]*\d+$", "", block)
 
 
 def blocks_of(residual: Residual) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from statistics import median
 
 from residuum.audit.finding import Skip, place
@@ -19,8 +19,9 @@ ENOUGH = 4
 class Reach:
     """The gradient at the first connection over that at the last, and what one connection multiplies it by.
 
-    `factor` is the median over neighbours, so that one place (a small embedding that is scaled up once) does not
-    decide; None in a stream of fewer than four connections.
+    `factor` is e to the median slope over all pairs (Theil 1950, Sen 1968), so that neither one place (a small
+    embedding that is scaled up once) decides, nor two kinds of connection that take turns; None in a stream of fewer
+    than four connections.
     """
 
     first: Residual
@@ -43,7 +44,12 @@ def reach(flow: Flow) -> Iterator[Reach]:
         if len(carrying) > 1:
             found = True
             (first, at_first), (last, at_last) = carrying[0], carrying[-1]
-            factors = [a / b for (_, a), (_, b) in pairwise(carrying)]
-            yield Reach(first, last, at_first / at_last, median(factors) if len(carrying) >= ENOUGH else None)
+            factor = _factor([size for _, size in carrying]) if len(carrying) >= ENOUGH else None
+            yield Reach(first, last, at_first / at_last, factor)
     if not found:
         raise Skip("no stream has two connections that carry a finite gradient")
+
+
+def _factor(sizes: list[float]) -> float:
+    logs = [math.log(size) for size in sizes]
+    return math.exp(median((a - b) / (j - i) for (i, a), (j, b) in combinations(enumerate(logs), 2)))

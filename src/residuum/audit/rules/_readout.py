@@ -17,9 +17,13 @@ class Readout(NamedTuple):
     norms_behind: list[Node]
 
 
-def readout(graph: ResidualGraph, stream: Stream) -> Readout:
-    """Follow the last state forward, in one pass over what ran after it."""
+def readout(graph: ResidualGraph, stream: Stream) -> Readout | None:
+    """Follow the last state forward, in one pass over what ran after it.
+
+    None if another stream begins there: what reads the state is then no read-out, but the next stage's embedding.
+    """
     last = stream.residuals[-1].connection.sum
+    begins = {s.residuals[0].connection.fork for s in graph.streams if s is not stream and len(s.residuals) > 1}
     before, behind = {last}, set()
     maps, norms_behind = [], []
     normed = False
@@ -36,7 +40,7 @@ def readout(graph: ResidualGraph, stream: Stream) -> Readout:
                 behind.add(node)
             else:
                 before.add(node)
-    return Readout(normed, maps, norms_behind)
+    return Readout(normed, maps, norms_behind) if begins.isdisjoint(before | behind) else None
 
 
 def pre_norm(stream: Stream) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from residuum.audit.rules._blocks import blocks_of
+from residuum.stream import ops
 from residuum.stream.carry import carried
 from residuum.stream.graph import Residual, Stream
-from residuum.stream.node import Node
+from residuum.stream.node import CONSTANT, Node
 from residuum.stream.normalisation import normalised_by
+
+_RANDOM = frozenset({"rand", "rand_like", "randn", "randn_like", "bernoulli", "bernoulli_", "uniform_", "normal_"})
 
 
 def skip_nodes(residual: Residual) -> list[Node]:
@@ -49,6 +52,22 @@ def way_back(
                 came_from[parent] = node
                 pending.append(parent)
     return None
+
+
+def drops_by_hand(node: Node) -> bool:
+    """Whether a product's other operand comes from a random function and from no activation."""
+    if node.op not in ops.MULTIPLY:
+        return False
+    pending = [operand for operand in node.inputs if operand.role == CONSTANT]
+    seen: set[Node] = set()
+    while pending:
+        other = pending.pop()
+        if other.op in _RANDOM:
+            return True
+        if other not in seen:
+            seen.add(other)
+            pending += other.inputs
+    return False
 
 
 def _carries_on(node: Node, projected: bool) -> list[Node]:

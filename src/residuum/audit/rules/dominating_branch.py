@@ -11,7 +11,7 @@ class DominatingBranch(Rule):
     """A write of more than 255/256 of skip and write together: added in bfloat16 (2⁻⁸), the skip rounds away.
 
     Healthy models stay below 0.85 at the start, GPT-2's and Llama's first connections, which read a small embedding,
-    among them.
+    among them. A skip that is exactly zero, as a decoder's first queries are, is not drowned.
     """
 
     code = "RS302"
@@ -22,7 +22,7 @@ class DominatingBranch(Rule):
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
         for m in seen.flow.all_measured:
-            if m.forward.write_share > self.most:
+            if m.forward.skip_rms > 0 and m.forward.write_share > self.most:
                 said = f"{place(m.residual)} writes {m.forward.write_share:.2%} of skip and write together"
                 yield self.finding(said, m.residual)
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from residuum.audit.finding import Evidence, Finding, Rule, place
-from residuum.audit.rules._way import nodes_between, skip_nodes
+from residuum.audit.rules._way import drops_by_hand, nodes_between, skip_nodes
 from residuum.stream import ops
-from residuum.stream.node import CONSTANT, Node
-
-RANDOM = frozenset({"rand", "rand_like", "randn", "randn_like", "bernoulli", "bernoulli_", "uniform_", "normal_"})
 
 
 class DroppedSkip(Rule):
@@ -41,24 +38,8 @@ x = x + self.dropout(self.mlp(self.norm(x)))  # mended
             for residual, nodes, where in passed:
                 if any(node.op in ops.DROPOUT for node in nodes):
                     yield self.finding(f"{where} passes a dropout", residual)
-                elif any(_drops_by_hand(node) for node in nodes):
+                elif any(drops_by_hand(node) for node in nodes):
                     yield self.finding(f"{where} is multiplied by random numbers (stochastic depth)", residual)
-
-
-def _drops_by_hand(node: Node) -> bool:
-    """Whether a product's other operand comes from a random function and from no activation."""
-    if node.op not in ops.MULTIPLY:
-        return False
-    pending = [operand for operand in node.inputs if operand.role == CONSTANT]
-    seen: set[Node] = set()
-    while pending:
-        other = pending.pop()
-        if other.op in RANDOM:
-            return True
-        if other not in seen:
-            seen.add(other)
-            pending += other.inputs
-    return False
 
 
 RULE = DroppedSkip()

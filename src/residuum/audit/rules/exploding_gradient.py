@@ -9,8 +9,8 @@ from residuum.audit.rules._reach import reach
 
 
 class ExplodingGradient(Rule):
-    """More than a thousand times the gradient at the last connection arrives at the first, or half of the connections
-    more than double it each: ten of them make the same thousand.
+    """More than a thousand times the gradient at the last connection arrives at the first, or each
+    connection (the median slope over all pairs) more than doubles it: ten of them make the same thousand.
 
     The bounds mirror RS201's and are far from what works: over 24 blocks at the start, 1.2 times the gradient arrives
     with pre-norm and 36 times with post-norm (`python benchmarks/gradient_reach.py`).

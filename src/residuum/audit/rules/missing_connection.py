@@ -16,7 +16,8 @@ class MissingConnection(Rule):
     Blocks are siblings if they stand in one numbered list and ran the same weighted operations, on the same shapes, in
     sub-modules of the same names: layers that differ by design (attention beside Mamba, dense beside experts, a first
     layer or a stride of its own) are compared only with their like. Fires where at most a quarter of four or more
-    siblings have fewer connections than the rest, the bound of RS102: more than a quarter is a pattern.
+    siblings have fewer connections than the rest, the bound of RS102: more than a quarter is a pattern. A skip that
+    is taken from a wrong variable, so that one connection lies inside the branch of another, is one fewer too.
     """
 
     code = "RS104"
@@ -29,17 +30,22 @@ x = x + self.attn(self.norm1(x))  # mended
 """
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
-        # A skip inside a branch counts too: without the connection around it, it would pass for one.
-        every = (each for residual in seen.graph.residuals for each in (residual, *residual.inner))
-        counts = Counter(block for residual in every for block in blocks_of(residual))
+        outer, inner = Counter[str](), Counter[str]()
+        for residual in seen.graph.residuals:
+            outer.update(blocks_of(residual))
+            inner.update(block for each in residual.inner for block in blocks_of(each))
         for siblings in _siblings(seen.graph):
-            usual, agreeing = Counter(counts[block] for block in siblings).most_common(1)[0]
-            fewer = [block for block in siblings if counts[block] < usual]
+            pairs = {block: (outer[block], inner[block]) for block in siblings}
+            usual, agreeing = Counter(pairs.values()).most_common(1)[0]
+            # A skip inside a branch is no connection of the stream. Yet where it lost the one around it, it stands for
+            # that one: then both together are fewer.
+            fewer = {block: pair for block, pair in pairs.items() if pair[0] < usual[0] or sum(pair) < sum(usual)}
             if 4 * len(fewer) > len(siblings):
                 continue
-            for block in fewer:
-                has = f"{counts[block] or 'no'} connection{'s' * (counts[block] > 1)}"
-                rest = f"{agreeing} of its {len(siblings) - 1} siblings have {usual}"
+            for block, pair in fewer.items():
+                count, rest_have = (pair[0], usual[0]) if pair[0] < usual[0] else (sum(pair), sum(usual))
+                has = f"{count or 'no'} connection{'s' * (count > 1)}"
+                rest = f"{agreeing} of its {len(siblings) - 1} siblings have {rest_have}"
                 yield self.finding(f"{block} has {has}, but {rest}", module=block)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from residuum.audit.finding import Evidence, Finding, Rule
+from residuum.audit.rules._blocks import blocks_around, list_of
 from residuum.audit.rules._names import some
+from residuum.audit.rules._start import only_starts
 from residuum.stream import Flow
 
 
@@ -13,7 +16,9 @@ class MissingGradient(Rule):
     """A parameter that asks for a gradient gets none, or exactly zero: it will not train. Exact, so no threshold.
 
     A zero is no fault where it lies behind a matrix that starts at zero, in a branch that writes exactly nothing or in
-    an adapter: it trains from the second step on.
+    an adapter: it trains from the second step on. That matrix itself gets a gradient at once; where no parameter of the
+    branch or adapter does, all of it is stuck. Nor is it one where a member of a list was left out of this run, as
+    experts without tokens and dropped layers are, while one of its siblings (four or more in the list) got a gradient.
     """
 
     code = "RS203"
@@ -28,14 +33,39 @@ class MissingGradient(Rule):
             for name in seen.flow.without_gradient
             if parameters[name].verdict == "no gradient" or name not in starting
         ]
-        if names:
-            are = f"{len(names)} parameters get" if len(names) > 1 else "1 parameter gets"
-            yield self.finding(f"{are} no gradient from {seen.flow.loss_name}: {some(names)}")
+        idle = _left_out(seen.flow)
+        left_out = [name for name in names if not idle.isdisjoint(blocks_around(name))]
+        reached = [name for name in names if name not in left_out]
+        if reached:
+            said = f"{_get(reached)} no gradient from {seen.flow.loss_name}: {some(reached)}"
+            yield self.finding(said)
+        if left_out:
+            said = f"{_get(left_out)} no gradient, for their modules did not run while siblings did: {some(left_out)}"
+            yield self.finding(said, severity="info", mend="nothing to mend if they run for other inputs or by chance")
+
+
+def _get(names: list[str]) -> str:
+    return f"{len(names)} parameters get" if len(names) > 1 else "1 parameter gets"
+
+
+def _left_out(flow: Flow) -> set[str]:
+    """The members of lists of four or more that ran no operation, where another member got a gradient."""
+    ran = {block for node in flow.graph.nodes for block in blocks_around(node.module)}
+    members: dict[str, set[str]] = defaultdict(set)
+    trained: set[str] = set()
+    for name, parameter in flow.parameters.items():
+        for block in blocks_around(name.rpartition(".")[0]):
+            members[list_of(block)].add(block)
+            if parameter.gradient_rms:
+                trained.add(block)
+    large = [blocks for blocks in members.values() if len(blocks) >= 4 and blocks & trained]
+    return set().union(*large) - ran
 
 
 def _behind_zero(flow: Flow) -> set[str]:
-    branches = {name for m in flow.all_measured if m.forward.write_rms == 0 for name in m.parameters}
-    return branches | {name for a in flow.adapters if a.product_norm == 0 for name in a.parameters}
+    silent = [m.parameters for m in flow.all_measured if m.forward.write_rms == 0]
+    silent += [adapter.parameters for adapter in flow.adapters if adapter.product_norm == 0]
+    return {name for names in silent if only_starts(names, flow) for name in names}
 
 
 RULE = MissingGradient()

@@ -13,7 +13,8 @@ class NoFinalNorm(Rule):
 
     Pre-norm Transformers have one before the read-out for this reason (Xiong et al. 2020, arXiv 2002.04745, section
     3.1; GPT-2 added it with pre-norm). Looked for in streams of at least four connections (two blocks), most of them
-    pre-norm. Any norm that reads the last state counts, after pooling or slicing too.
+    pre-norm, that no other stream goes on from. Any norm that reads the last state counts, after pooling or slicing
+    too.
     """
 
     code = "RS106"
@@ -30,7 +31,7 @@ return self.head(self.final_norm(x))  # mended
             if not pre_norm(stream):
                 continue
             after = readout(seen.graph, stream)
-            if after.normed or after.norms_behind:  # a norm behind the read-out is RS107's
+            if after is None or after.normed or after.norms_behind:  # a norm behind the read-out is RS107's
                 continue
             reader = f"{after.maps[0].module or 'a linear map'} reads it" if after.maps else "it leaves the model"
             last = stream.residuals[-1]

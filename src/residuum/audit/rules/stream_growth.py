@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from residuum.audit.finding import Evidence, Finding, Rule, Skip, place
@@ -25,9 +26,9 @@ class StreamGrowth(Rule):
         streams = [stream for stream in seen.flow.measured if len(stream) > 1]
         if not streams:
             raise Skip("no stream has two connections")
-        for stream, slope in zip(seen.flow.measured, seen.flow.slopes, strict=True):
+        for stream in streams:
             first, last = stream[0].forward.state_rms, stream[-1].forward.state_rms
-            if slope.state is not None and first > 0 and last / first > self.most:
+            if math.isfinite(last) and first > 0 and last / first > self.most:
                 said = f"the state after {place(stream[-1].residual)} is {last / first:.2g} times that after the first"
                 yield self.finding(said, stream[-1].residual)
 

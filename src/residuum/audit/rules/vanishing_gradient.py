@@ -9,8 +9,8 @@ from residuum.audit.rules._reach import reach
 
 
 class VanishingGradient(Rule):
-    """Less than a thousandth of the gradient at the last connection arrives at the first, or half of the connections
-    pass on less than half of it each: ten of them leave the same thousandth.
+    """Less than a thousandth of the gradient at the last connection arrives at the first, or each
+    connection (the median slope over all pairs) passes on less than half of it: ten of them leave the same thousandth.
 
     The bounds are far from what works and from what does not: over 24 blocks at the start, 1.2 times the gradient
     arrives with pre-norm and 36 times with post-norm (its first norm scales a small embedding up), and without
