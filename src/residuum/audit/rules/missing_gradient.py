@@ -30,7 +30,7 @@ class MissingGradient(Rule):
         ]
         if names:
             are = f"{len(names)} parameters get" if len(names) > 1 else "1 parameter gets"
-            yield self.finding(f"{are} no gradient from {seen.flow.loss_name}: {some(names)}")
+            yield self.finding(f"{are} no gradient from {seen.flow.loss_name}: {some(names)}", names=names)
 
 
 def _behind_zero(flow: Flow) -> set[str]:
