@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from residuum.errors import InputError
 from residuum.stream import TraceError
 
 Result = TypeVar("Result")
+
+# Names that `flow` and `trace` keep for themselves: an input of such a name goes by its place.
+OURS = {"model", "loss", "self"}
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Built:
         raise first or InputError(f"no inputs can be made for {type(self.model).__name__}: give them with --inputs")
 
     def _look(self, look: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
+        if not OURS.isdisjoint(kwargs):
+            args, kwargs = self._in_order(args, kwargs)
         try:
             return look(self.model, *args, **kwargs)
         except TraceError as error:
@@ -49,3 +55,14 @@ class Built:
                     f"{error}: this device lacks it in half precision: give the model in float32"
                 ) from error
             raise
+
+    def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            bound = inspect.signature(self.model.forward).bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"the inputs do not fit {type(self.model).__name__}'s forward: {error}") from None
+        bound.apply_defaults()
+        if not OURS.isdisjoint(bound.kwargs):
+            name = min(OURS & bound.kwargs.keys())
+            raise InputError(f"the input '{name}' cannot be given by its name: give it by its place, from a callable")
+        return bound.args, bound.kwargs
