@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import nn
 
 from residuum.audit.audit import Audit, judge
@@ -21,6 +24,7 @@ from residuum.audit.targets.structure import Arguments, Traced, on_meta, structu
 from residuum.errors import InputError
 from residuum.model import Transformer
 from residuum.stream import TraceError, flow, trace
+from residuum.stream.untouched import same_chance
 from residuum.train.recipe import load_recipe
 from residuum.train.run_folder import RunFolder
 
@@ -40,15 +44,14 @@ def audit_target(
 ) -> Audit:
     """Audit what `target` names: its structure alone if so wanted, on the inputs that `inputs` names if given.
 
-
-    Raises `InputError` if it names nothing that can be audited.
+    What is drawn at random is the same each time. Raises `InputError` if it names nothing that can be audited.
     """
     path = Path(target)
     if target and (path / "recipe.toml").is_file() and not structure:
         if inputs is not None:
             raise InputError("--inputs: a run is audited on its own held-out text: leave it away")
         return audit_run(RunFolder.open(target), select, ignore)
-    with _importable_from_here():
+    with _importable_from_here(), _seeded():
         given = given_inputs(inputs) if inputs is not None else None
         if structure:
             traced = _structure(target, path, given)
@@ -107,6 +110,16 @@ def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
         if not hasattr(config, "model_type"):
             raise
         return structure_of_config(config, type(came[0]), inputs)
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Two audits of one model agree, though it draws its weights, or drops parts of its state."""
+    with same_chance(range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        yield
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,16 @@ class Asks(nn.Module):
     def forward(self, x):
         x = self.embed(x)
         return x + self.map(x) if x.sum().item() < 1e9 else x
+
+class Names(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map, self.drop = nn.Linear(6, 6), nn.Dropout(0.5)
+    def forward(self, model, scale=2.0, loss=None):
+        return model + self.drop(self.map(model)) * scale + loss.mean()
+
+def by_name():
+    return Names(), {"model": torch.randn(2, 6), "loss": torch.randn(2, 6)}
 
 class Nested(nn.Module):
     def __init__(self):
@@ -118,3 +130,26 @@ def test_the_command_takes_structure_and_inputs(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == "residuum: --inputs gone.json: no such file\n"
     assert main(["audit", "structures:Nested", "--structure"]) == 2
     assert capsys.readouterr().err.startswith("residuum: Nested's forward pass raised RuntimeError in blocks.0.1: ")
+
+
+def test_an_audit_can_be_repeated_and_leaves_chance_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first = audit_target("structures:by_name").to_dict()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    torch.manual_seed(4)
+    assert audit_target("structures:by_name").to_dict() == first
+
+
+def test_inputs_may_have_any_name() -> None:
+    assert len(list(audit_target("structures:by_name", structure=True).graph.residuals)) == 1
+
+    class Keyword(nn.Linear):
+        def forward(self, x: torch.Tensor, *, loss: float) -> torch.Tensor:
+            return super().forward(x) * loss
+
+    with pytest.raises(InputError, match="the input 'loss' cannot be given by its name"):
+        Built(Keyword(2, 2), ((torch.ones(2),), {"loss": 2.0})).run(lambda *args: None)
+    with pytest.raises(InputError, match="do not fit Keyword's forward: got an unexpected keyword argument 'model'"):
+        Built(Keyword(2, 2), ((torch.ones(2),), {"loss": 2.0, "model": 2.0})).run(lambda *args: None)
