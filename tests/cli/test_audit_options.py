@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def healthy():
 def faulty():
     return nn.Sequential(nn.Linear(4, 4), Block(), Detached(), Block()), torch.randn(2, 4)
 """
+
+
+STDOUT_CLOSED = "residuum: standard output is closed: leave it open, or send it to /dev/null\n"
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +170,12 @@ def test_a_mistake_in_the_file_is_one_line(project: Path, capsys: pytest.Capture
     assert f"{project / 'pyproject.toml'}: tool.residuum.selct is unknown" in said
     (project / "pyproject.toml").write_text('[tool.residuum]\nselect = ["RS9"]\n')
     assert "no rule 'RS9'" in fails(capsys, "zoo_of_options:healthy")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="because there is no shell to close an output in")
+def test_nobody_reads(project: Path) -> None:
+    for shell in ("| :", ">&-"):
+        command = f"set -o pipefail; {sys.executable} -m residuum audit zoo_of_options:healthy {shell}"
+        done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == ("" if shell == "| :" else STDOUT_CLOSED)
