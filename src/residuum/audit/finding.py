@@ -92,8 +92,10 @@ class Rule(ABC):
 
         Severity and mend are the rule's own unless given.
         """
-        where = (residual.module, residual.source) if residual else (module, None)
-        return Finding(self.code, severity or self.severity, message, mend or self.mend, *where, names=tuple(names))
+        where, source = (residual.module, residual.source) if residual else (module, None)
+        return Finding(
+            self.code, severity or self.severity, message, mend or self.mend, where, source, names=tuple(names)
+        )
 
 
 def source_of(model: nn.Module) -> Source | None:

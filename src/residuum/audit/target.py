@@ -54,12 +54,13 @@ def audit_target(
     with _importable_from_here(), _seeded():
         given = given_inputs(inputs) if inputs is not None else None
         if structure:
-            traced = _structure(target, path, given)
+            with _naming(inputs):
+                traced = _structure(target, path, given)
             seen = Evidence(traced.graph, model_source=source_of(traced.model))
             return judge(seen, target, select, ignore, traced.notes)
-        built = _build(target, path)
-        built.inputs = given or built.inputs
-        measured, notes = built.run(flow)
+        built = _build(target, path).on(given)
+        with _naming(inputs):
+            measured, notes = built.run(flow)
         seen = Evidence(measured.graph, measured, model_source=source_of(built.model))
         return judge(seen, target, select, ignore, notes)
 
@@ -92,8 +93,7 @@ def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
     if HUB.fullmatch(target) and not path.exists():
         return structure_of_config(*huggingface.read_config(target, local=False), inputs)
     if path.suffix == ".pt2" and path.is_file():  # its graph is bound to its own tensors
-        built = exported.from_file(path)
-        built.inputs = inputs or built.inputs
+        built = exported.from_file(path).on(inputs)
         graph, notes = built.run(trace)
         return Traced(graph, built.model, notes)
     came: list[nn.Module] = []
@@ -110,6 +110,17 @@ def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
         if not hasattr(config, "model_type"):
             raise
         return structure_of_config(config, type(came[0]), inputs)
+
+
+@contextlib.contextmanager
+def _naming(inputs: str | None) -> Iterator[None]:
+    """What a model has against given inputs is said with their name."""
+    try:
+        yield
+    except TraceError as error:
+        if inputs is None:
+            raise
+        raise TraceError(f"--inputs {inputs}: {error}") from error
 
 
 @contextlib.contextmanager

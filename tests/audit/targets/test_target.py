@@ -45,6 +45,15 @@ class Names(nn.Module):
 def by_name():
     return Names(), {"model": torch.randn(2, 6), "loss": torch.randn(2, 6)}
 
+def frozen():
+    return nn.Embedding(9, 6).requires_grad_(False)
+
+def unreal():
+    return Asks().to("meta")
+
+def breaks():
+    return [][0]  # the line
+
 class Nested(nn.Module):
     def __init__(self):
         super().__init__()
@@ -153,3 +162,30 @@ def test_inputs_may_have_any_name() -> None:
         Built(Keyword(2, 2), ((torch.ones(2),), {"loss": 2.0})).run(lambda *args: None)
     with pytest.raises(InputError, match="do not fit Keyword's forward: got an unexpected keyword argument 'model'"):
         Built(Keyword(2, 2), ((torch.ones(2),), {"loss": 2.0, "model": 2.0})).run(lambda *args: None)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("structures:frozen", "carries no gradient: let a parameter require grad .*, or give --structure"),
+        ("structures:unreal", "on the meta device have no values to measure: give --structure"),
+        ("structures:Nested", r"\(the inputs were made, x \(2, 8\) of int64: give your own with --inputs\)"),
+        ("structures:breaks", r"raised IndexError: list index out of range \(at structures.py:\d+\)"),
+        ("structures:nothing", "module structures has no nothing"),
+        ("attribute:build", r"importing attribute raised AttributeError: .* \(at attribute.py:2\)"),
+        ("dependency:build", r"ModuleNotFoundError: No module named 'nobody_has_it' \(at dependency.py:1\)"),
+        ("nobody_has_it.either:build", "no module named nobody_has_it: run from where it can be imported"),
+    ],
+)
+def test_mends_that_the_command_can_follow(target: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "attribute.py").write_text("import torch\ntorch.nobody_has_it\n")
+    (tmp_path / "dependency.py").write_text("import nobody_has_it\n")
+    with pytest.raises((InputError, TraceError), match=message):
+        audit_target(target)
+
+
+@pytest.mark.parametrize("structure", [False, True])
+def test_inputs_that_do_not_fit_are_named(structure: bool, tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text('{"idz": [[1, 2]]}')
+    with pytest.raises(TraceError, match=r"--inputs wrong.json: .* TypeError: missing a required argument: 'tokens'"):
+        audit_target("structures:ours", structure, "wrong.json")

@@ -66,7 +66,7 @@ def from_file(path: Path) -> Built:
     if program.example_inputs is None:
         return Built(model)
     args, kwargs = program.example_inputs
-    return Built(model, (tuple(args), dict(kwargs)), ["an exported program, on the example inputs it was saved with"])
+    return Built(model, (tuple(args), dict(kwargs)), ["an exported program"], "on the example inputs it was saved with")
 
 
 class Exported(nn.Module):
