@@ -12,6 +12,11 @@ from residuum.errors import InputError
 from residuum.stream import Source
 
 
+def one_finding(**changes: object) -> str:
+    finding = {"code": "RS101", "module": "", "file": "", "function": "", "count": 1, **changes}
+    return json.dumps({"schema": "residuum.baseline/1", "findings": [finding]})
+
+
 def written(audit: Audit, path: Path) -> Path:
     path.write_text(to_baseline(audit))
     return path
@@ -77,6 +82,10 @@ def test_a_second_one_of_the_same_fingerprint_is_new(faults: Audit, tmp_path: Pa
         ('{"schema": "residuum.baseline/1"}', "is a damaged baseline"),
         ('{"schema": "residuum.baseline/1", "findings": [{"code": "RS101"}]}', "is a damaged baseline"),
         ('{"schema": "residuum.baseline/1", "findings": 3}', "is a damaged baseline"),
+        ('{"schema": "residuum.baseline/1", "findings": {}}', "is a damaged baseline"),
+        (one_finding(count=-5), "is a damaged baseline"),
+        (one_finding(count=True), "is a damaged baseline"),
+        (one_finding(code=None), "is a damaged baseline"),
         ("\udcff", "is no JSON"),
     ],
 )
@@ -89,7 +98,7 @@ def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> 
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"No such file or directory: --write-baseline .* makes one"):
+    with pytest.raises(InputError, match=r"No such file or directory: --write-baseline FILE makes one"):
         read_baseline(tmp_path / "gone.json")
     with pytest.raises(InputError, match="Is a directory"):
         read_baseline(tmp_path)

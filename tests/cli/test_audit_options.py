@@ -13,7 +13,7 @@ import pytest
 from residuum.cli import main
 
 MODELS = """
-import torch
+import os, torch
 from torch import nn
 
 class Block(nn.Module):
@@ -26,6 +26,11 @@ class Block(nn.Module):
 class Detached(Block):
     def forward(self, x):
         return x.detach() + self.map(self.norm(x))
+
+def loud():
+    os.system("echo from a shell")
+    os.write(1, b"from the system\\n")
+    return healthy()
 
 def healthy():
     return nn.Sequential(nn.Linear(4, 4), Block(), Block(), Block()), torch.randn(2, 4)
@@ -141,7 +146,11 @@ def test_two_audits_compared(capsys: pytest.CaptureFixture[str], project: Path) 
         (["T", "--baseline", "broken.json"], "broken.json is no JSON"),
         (["T", "--write-baseline", "folder"], "it is no regular file"),
         (["T", "--format", "md", "--out", "folder"], "it is no regular file"),
-        (["T", "--format", "sarif", "--out", "broken.json/x"], "cannot write"),
+        (["T", "--format", "sarif", "--out", "broken.json/x"], "cannot write broken.json/x into"),
+        (["T", "--write-baseline", "broken.json"], "broken.json is no JSON"),
+        (["T", "--write-baseline", "new.json", "--format", "md", "--out", "folder"], "it is no regular file"),
+        (["T", "--write-baseline", "new.json", "--baseline", "gone.json"], "give one of them"),
+        (["T", "--baseline", ""], "cannot read the baseline .: Is a directory"),
         (["T", "--out", "x"], "--out goes with --format md, html, json or sarif"),
         (["T", "--fail-on", "fatal"], "invalid choice 'fatal'"),
         (["--diff", "gone.json", "broken.json"], "cannot read gone.json: No such file or directory"),
@@ -179,3 +188,10 @@ def test_nobody_reads(project: Path) -> None:
         done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr == ("" if shell == "| :" else STDOUT_CLOSED)
+
+
+def test_what_a_model_prints_is_not_the_audit(capfd: pytest.CaptureFixture[str]) -> None:
+    assert audit("loud", "--format", "json") == 0
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["verdict"]
+    assert "from a shell" in shown.err and "from the system" in shown.err

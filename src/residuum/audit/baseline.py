@@ -59,7 +59,7 @@ def read_baseline(path: Path) -> Counter[Fingerprint]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"cannot read the baseline {path}: {error.strerror}: --write-baseline {path} makes one"
+            f"cannot read the baseline {path}: {error.strerror}: --write-baseline FILE makes one"
         ) from None
     except (ValueError, RecursionError):
         raise InputError(f"{path} is no JSON: --write-baseline makes a baseline") from None
@@ -68,10 +68,13 @@ def read_baseline(path: Path) -> Counter[Fingerprint]:
         raise InputError(f"{path} is no baseline of schema {SCHEMA}: --write-baseline makes one")
     try:
         known: Counter[Fingerprint] = Counter()
-        for each in content["findings"]:
-            known[Fingerprint(*(each[name] for name in Fingerprint._fields))] += int(each["count"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{path} is a damaged baseline: --write-baseline {path} makes it anew") from None
+        for each in content["findings"][:]:
+            mark, count = Fingerprint(*(each[name] for name in Fingerprint._fields)), each["count"]
+            if not all(isinstance(word, str) for word in mark) or type(count) is not int or count < 1:
+                raise ValueError
+            known[mark] += count
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is a damaged baseline: remove it, and --write-baseline makes it anew") from None
     return known
 
 
