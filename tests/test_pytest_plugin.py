@@ -35,6 +35,10 @@ def test_detached(residual_audit):
 def test_ignored(residual_audit):
     residual_audit(Model(True), X).assert_clean(fail_on="error", ignore=("RS103",))
 
+def test_never(residual_audit):
+    residual_audit(Model(True), X).assert_clean(fail_on="never")
+    residual_audit(Model(True), X).assert_clean(ignore="RS103, RS2")
+
 def test_strict(residual_audit):
     model = Model()
     model.spare = nn.Linear(2, 2)
@@ -58,14 +62,14 @@ def test_a_suite(tmp_path: Path) -> None:
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     said = done.stdout
-    assert "4 failed, 2 passed" in said, said + done.stderr
+    assert "4 failed, 3 passed" in said, said + done.stderr
     line = SUITE.splitlines().index(next(x for x in SUITE.splitlines() if "# the sum" in x)) + 1
     assert "AssertionError: residual audit of Model: 1 finding" in said
     assert f"RS103 error: test_model.py:{line}: " in said
     assert "add the skip itself, not a detached" in said
     assert "RS203 warning: " in said and "spare.weight" in said
     assert "no rule 'RS999': choose of RS101" in said
-    assert "fail_on is 'fatal': choose info, warning, error" in said
+    assert "fail_on is 'fatal': choose info, warning, error, never" in said
     assert "pytest_plugin.py" not in said.split("test_wrong_code")[0]  # the failure points at the user's line
 
 

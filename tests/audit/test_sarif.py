@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from residuum.audit import Audit, Finding, judge
-from residuum.audit.baseline import fingerprint, without_known
+from residuum.audit.baseline import digest, fingerprints, without_known
 from residuum.audit.rules import RULES
 from residuum.stream import Source
 
@@ -101,7 +101,7 @@ def log(audit: Audit) -> dict:
 
 @pytest.fixture(params=["healthy", "faults", "structure", "selected", "known"])
 def any_audit(request: pytest.FixtureRequest, faults: Audit, healthy: Audit, structure: Audit) -> Audit:
-    known = Counter(map(fingerprint, faults.findings[:1]))
+    known = Counter(fingerprints(faults.findings[0]))
     return {
         "healthy": healthy,
         "faults": faults,
@@ -178,11 +178,11 @@ def test_places_outside_and_awkward_names(healthy: Audit, tmp_path: Path, monkey
 
 def test_baseline_states_and_fingerprints(faults: Audit) -> None:
     assert all("baselineState" not in result for result in log(faults)["results"])
-    audit = without_known(faults, Counter([fingerprint(faults.findings[0])]))
+    audit = without_known(faults, Counter(fingerprints(faults.findings[0])))
     results = log(audit)["results"]
     assert [r["baselineState"] for r in results] == ["new"] * (len(faults.findings) - 1) + ["unchanged"]
     for result, finding in zip(results, [*audit.findings, *(audit.known or [])], strict=True):
-        assert result["partialFingerprints"]["residuum/v1"] == fingerprint(finding).digest
+        assert result["partialFingerprints"]["residuum/v1"] == digest(finding)
 
 
 def test_what_did_not_run_is_said(structure: Audit) -> None:

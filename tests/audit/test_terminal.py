@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -72,3 +73,17 @@ def test_what_was_not_asked_is_said(structure: Audit) -> None:
     audit = judge(structure.seen, "a config", select=["RS1"], ignore=["RS103"])
     assert "not asked, as selected: RS103, RS201, RS202" in " ".join(shown(audit).split())
     assert not {code for code in audit.skipped if not code.startswith("RS1")}
+
+
+def test_names_are_shown_as_they_are(healthy: Audit) -> None:
+    stream = healthy.graph.streams[0]
+    named = ["[/x]", "[CLS]", "a\x1b[2Jb"]
+    residuals = [replace(r, branch=name) for r, name in zip(stream.residuals, named, strict=False)]
+    graph = replace(healthy.graph, streams=[replace(stream, residuals=residuals)])
+    text = shown(replace(healthy, target="[red]", seen=replace(healthy.seen, graph=graph, measured=None)))
+    for name in ("[/x]", "[CLS]", "a�[2Jb", "[red]: healthy"):
+        assert name in text
+
+
+def test_no_screen_is_too_wide(faults: Audit) -> None:
+    assert max(map(len, shown(faults, 300).splitlines())) <= 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from residuum.cli import main
 
 MODELS = """
-import torch
+import os, torch
 from torch import nn
 
 class Block(nn.Module):
@@ -26,12 +27,20 @@ class Detached(Block):
     def forward(self, x):
         return x.detach() + self.map(self.norm(x))
 
+def loud():
+    os.system("echo from a shell")
+    os.write(1, b"from the system\\n")
+    return healthy()
+
 def healthy():
     return nn.Sequential(nn.Linear(4, 4), Block(), Block(), Block()), torch.randn(2, 4)
 
 def faulty():
     return nn.Sequential(nn.Linear(4, 4), Block(), Detached(), Block()), torch.randn(2, 4)
 """
+
+
+STDOUT_CLOSED = "residuum: standard output is closed: leave it open, or send it to /dev/null\n"
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +146,11 @@ def test_two_audits_compared(capsys: pytest.CaptureFixture[str], project: Path) 
         (["T", "--baseline", "broken.json"], "broken.json is no JSON"),
         (["T", "--write-baseline", "folder"], "it is no regular file"),
         (["T", "--format", "md", "--out", "folder"], "it is no regular file"),
-        (["T", "--format", "sarif", "--out", "broken.json/x"], "cannot write"),
+        (["T", "--format", "sarif", "--out", "broken.json/x"], "cannot write broken.json/x into"),
+        (["T", "--write-baseline", "broken.json"], "broken.json is no JSON"),
+        (["T", "--write-baseline", "new.json", "--format", "md", "--out", "folder"], "it is no regular file"),
+        (["T", "--write-baseline", "new.json", "--baseline", "gone.json"], "give one of them"),
+        (["T", "--baseline", ""], "cannot read the baseline .: Is a directory"),
         (["T", "--out", "x"], "--out goes with --format md, html, json or sarif"),
         (["T", "--fail-on", "fatal"], "invalid choice 'fatal'"),
         (["--diff", "gone.json", "broken.json"], "cannot read gone.json: No such file or directory"),
@@ -166,3 +179,19 @@ def test_a_mistake_in_the_file_is_one_line(project: Path, capsys: pytest.Capture
     assert f"{project / 'pyproject.toml'}: tool.residuum.selct is unknown" in said
     (project / "pyproject.toml").write_text('[tool.residuum]\nselect = ["RS9"]\n')
     assert "no rule 'RS9'" in fails(capsys, "zoo_of_options:healthy")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="because there is no shell to close an output in")
+def test_nobody_reads(project: Path) -> None:
+    for shell in ("| :", ">&-"):
+        command = f"set -o pipefail; {sys.executable} -m residuum audit zoo_of_options:healthy {shell}"
+        done = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == ("" if shell == "| :" else STDOUT_CLOSED)
+
+
+def test_what_a_model_prints_is_not_the_audit(capfd: pytest.CaptureFixture[str]) -> None:
+    assert audit("loud", "--format", "json") == 0
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["verdict"]
+    assert "from a shell" in shown.err and "from the system" in shown.err

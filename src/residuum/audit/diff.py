@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
-from rich.text import Text
 
 from residuum.audit.audit import counted
 from residuum.audit.finding import SEVERITIES, Severity
 from residuum.audit.markdown import code, table, text
 from residuum.audit.recorded import Found, Recorded
+from residuum.audit.terminal import WIDEST, plain
 
 DIFF_SCHEMA = "residuum.diff/1"
 # A figure has moved if it is more than this many times what it was, or less than that part of it.
@@ -138,27 +138,31 @@ def compare(a: Recorded, b: Recorded) -> Diff:
 
 def print_diff(diff: Diff, console: Console) -> None:
     """Findings first, then structure, then figures."""
-    console.print(Text(f"{diff.a} → {diff.b}: ") + Text(diff.headline, "bold"))
+    console.width = min(console.width, WIDEST)
+    console.print(plain(f"{diff.a} → {diff.b}: ") + plain(diff.headline, "bold"))
     for sign, found in (("+", diff.new), ("−", diff.gone)):
         for each in found:
-            console.print(Text(f"{sign} {each.code} {each.severity}: {each.message}"))
+            console.print(plain(f"{sign} {each.code} {each.severity}: {each.message}"))
     for sign, names in (("+", diff.added), ("−", diff.removed)):
         for name in names:
-            console.print(Text(f"{sign} connection {name}"))
+            console.print(plain(f"{sign} connection {name}"))
     for change in diff.changed:
-        console.print(Text(f"~ {change.connection}: {change.what} {_say(change.before)} → {_say(change.after)}"))
+        console.print(plain(f"~ {change.connection}: {change.what} {_say(change.before)} → {_say(change.after)}"))
     for sentence in diff.moved_most():
-        console.print(Text(f"~ {sentence}"))
+        console.print(plain(f"~ {sentence}"))
 
 
 def _only_in(one: Recorded, other: Recorded) -> Iterator[Found]:
-    """Findings by rule, module and source, each as often as the other audit lacks it."""
-    left = Counter((f.code, f.module, f.source) for f in other.findings)
+    """Findings by rule, module (or each parameter) and source, each as often as the other audit lacks it."""
+    left = Counter(key for finding in other.findings for key in _keys(finding))
     for finding in one.findings:
-        key = finding.code, finding.module, finding.source
-        left[key] -= 1
-        if left[key] < 0:
+        left.subtract(_keys(finding))
+        if any(left[key] < 0 for key in _keys(finding)):
             yield finding
+
+
+def _keys(finding: Found) -> list[tuple[str, str, str]]:
+    return [(finding.code, name, finding.source) for name in finding.names or (finding.module,)]
 
 
 def _factor(change: Change) -> float:

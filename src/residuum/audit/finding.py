@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict of one rule: what was found, where, and how to mend it."""
+    """One verdict of one rule: what was found, where, and how to mend it; `names` where it is about several at once."""
 
     code: str
     severity: Severity
@@ -26,6 +26,7 @@ class Finding:
     mend: str
     module: str = ""
     source: Source | None = None
+    names: tuple[str, ...] = ()
 
 
 class Skip(Exception):
@@ -85,10 +86,16 @@ class Rule(ABC):
         severity: Severity | None = None,
         mend: str = "",
         module: str = "",
+        names: Sequence[str] = (),
     ) -> Finding:
-        """A finding of this rule, at a connection or in a module; severity and mend are the rule's own unless given."""
-        where = (residual.module, residual.source) if residual else (module, None)
-        return Finding(self.code, severity or self.severity, message, mend or self.mend, *where)
+        """A finding of this rule, at a connection, in a module or about the parameters `names`.
+
+        Severity and mend are the rule's own unless given.
+        """
+        where, source = (residual.module, residual.source) if residual else (module, None)
+        return Finding(
+            self.code, severity or self.severity, message, mend or self.mend, where, source, names=tuple(names)
+        )
 
 
 def source_of(model: nn.Module) -> Source | None:

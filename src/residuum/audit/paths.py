@@ -7,6 +7,11 @@ from pathlib import Path
 INSTALLED = ("site-packages", "dist-packages")
 
 
+def is_installed(file: str) -> bool:
+    """Whether it belongs to a package that somebody else installed."""
+    return any(name in Path(file).parts for name in INSTALLED)
+
+
 def shorten(file: str) -> str:
     """Below site-packages, or below the working folder, or else as it is."""
     return _below(Path.cwd(), file) or file

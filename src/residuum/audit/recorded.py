@@ -42,6 +42,7 @@ class Found:
     module: str
     source: str
     message: str
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,14 @@ def _recorded(path: Path, content: dict[str, Any]) -> Recorded:
         connections[name, seen[name]] = Connection(name, kind, placement, _source(residual["source"]), figures)
         seen[name] += 1
     findings = [
-        Found(f["severity"], str(f["code"]), str(f["module"]), _source(f["source"]), str(f["message"]))
+        Found(
+            f["severity"],
+            str(f["code"]),
+            str(f["module"]),
+            _source(f["source"]),
+            str(f["message"]),
+            tuple(map(str, f.get("names", ()))),
+        )
         for f in (*content["findings"], *(content.get("known") or ()))
     ]
     if any(finding.severity not in SEVERITIES for finding in findings):

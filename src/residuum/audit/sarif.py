@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from residuum.audit.audit import STRUCTURE_ONLY, Audit
-from residuum.audit.baseline import fingerprint
+from residuum.audit.baseline import digest
 from residuum.audit.finding import Finding, Rule
 from residuum.audit.rules import RULES
 from residuum.stream import Source
@@ -81,7 +81,7 @@ def _result(finding: Finding, state: str | None, audit: Audit) -> dict[str, Any]
         "level": LEVEL[finding.severity],
         "message": {"text": f"{finding.message}. To mend it: {finding.mend}."},
         "locations": _locations(finding, finding.source or audit.seen.model_source),
-        "partialFingerprints": {"residuum/v1": fingerprint(finding).digest},
+        "partialFingerprints": {"residuum/v1": digest(finding)},
         **({"baselineState": state} if state else {}),
     }
 

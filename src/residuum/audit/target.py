@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import nn
 
 from residuum.audit.audit import Audit, judge
@@ -21,6 +24,7 @@ from residuum.audit.targets.structure import Arguments, Traced, on_meta, structu
 from residuum.errors import InputError
 from residuum.model import Transformer
 from residuum.stream import TraceError, flow, trace
+from residuum.stream.untouched import same_chance
 from residuum.train.recipe import load_recipe
 from residuum.train.run_folder import RunFolder
 
@@ -40,23 +44,23 @@ def audit_target(
 ) -> Audit:
     """Audit what `target` names: its structure alone if so wanted, on the inputs that `inputs` names if given.
 
-
-    Raises `InputError` if it names nothing that can be audited.
+    What is drawn at random is the same each time. Raises `InputError` if it names nothing that can be audited.
     """
     path = Path(target)
     if target and (path / "recipe.toml").is_file() and not structure:
         if inputs is not None:
             raise InputError("--inputs: a run is audited on its own held-out text: leave it away")
         return audit_run(RunFolder.open(target), select, ignore)
-    with _importable_from_here():
+    with _importable_from_here(), _seeded():
         given = given_inputs(inputs) if inputs is not None else None
         if structure:
-            traced = _structure(target, path, given)
+            with _naming(inputs):
+                traced = _structure(target, path, given)
             seen = Evidence(traced.graph, model_source=source_of(traced.model))
             return judge(seen, target, select, ignore, traced.notes)
-        built = _build(target, path)
-        built.inputs = given or built.inputs
-        measured, notes = built.run(flow)
+        built = _build(target, path).on(given)
+        with _naming(inputs):
+            measured, notes = built.run(flow)
         seen = Evidence(measured.graph, measured, model_source=source_of(built.model))
         return judge(seen, target, select, ignore, notes)
 
@@ -89,8 +93,7 @@ def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
     if HUB.fullmatch(target) and not path.exists():
         return structure_of_config(*huggingface.read_config(target, local=False), inputs)
     if path.suffix == ".pt2" and path.is_file():  # its graph is bound to its own tensors
-        built = exported.from_file(path)
-        built.inputs = inputs or built.inputs
+        built = exported.from_file(path).on(inputs)
         graph, notes = built.run(trace)
         return Traced(graph, built.model, notes)
     came: list[nn.Module] = []
@@ -107,6 +110,27 @@ def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
         if not hasattr(config, "model_type"):
             raise
         return structure_of_config(config, type(came[0]), inputs)
+
+
+@contextlib.contextmanager
+def _naming(inputs: str | None) -> Iterator[None]:
+    """What a model has against given inputs is said with their name."""
+    try:
+        yield
+    except TraceError as error:
+        if inputs is None:
+            raise
+        raise TraceError(f"--inputs {inputs}: {error}") from error
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Two audits of one model agree, though it draws its weights, or drops parts of its state."""
+    with same_chance(range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        yield
 
 
 @contextlib.contextmanager

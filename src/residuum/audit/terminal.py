@@ -17,39 +17,47 @@ from residuum.audit.rows import Row, fold, index_of, name_of, span
 # what the page and the JSON say of each connection is cut to what the terminal can show.
 LEAST_NAME = 16
 
+WIDEST = 100
+
 STYLE = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 
 def print_audit(audit: Audit, console: Console) -> None:
     """Verdict first, then findings with their mends, then a table of every connection."""
+    console.width = min(console.width, WIDEST)
     rules = f", {audit.could_not_run}" if audit.skipped else ""
-    console.print(Text(f"{audit.target}: ") + Text(audit.verdict, "bold") + Text(f"{rules}, {audit.size}"))
+    console.print(plain(f"{audit.target}: ") + Text(audit.verdict, "bold") + Text(f"{rules}, {audit.size}"))
     measured = audit.seen.measured
-    console.print(Text(f"loss: {measured.loss_name}, {measured.loss:.4g}" if measured else STRUCTURE_ONLY))
+    console.print(plain(f"loss: {measured.loss_name}, {measured.loss:.4g}" if measured else STRUCTURE_ONLY))
     if audit.findings or audit.remarks:
         console.print()
     for finding in audit.findings:
         where = f"{shorten(finding.source.file)}:{finding.source.line}: " if finding.source else ""
         console.print(
-            Text(f"{finding.code} {finding.severity}: ", STYLE[finding.severity]) + Text(where + finding.message)
+            Text(f"{finding.code} {finding.severity}: ", STYLE[finding.severity]) + plain(where + finding.message)
         )
-        console.print(Text(f"  {finding.mend}", "dim"))
+        console.print(plain(f"  {finding.mend}", "dim"))
     for remark in audit.remarks:
-        console.print(Text(remark, "dim"))
+        console.print(plain(remark, STYLE["warning"] if remark.startswith("warning: ") else "dim"))
     for stream, rows in audit.streams:
         norm = f", final norm {stream.final_norm}" if stream.final_norm else ""
-        console.print(Text("\nstream from ") + Text(stream.origin or "the input", "bold") + Text(norm))
+        console.print(Text("\nstream from ") + plain(stream.origin or "the input", "bold") + plain(norm))
         groups = fold(rows)
         full = _table(groups, measured is not None, narrow=False)
         fits = _least_width(full) <= console.width
         console.print(full if fits else _table(groups, measured is not None, narrow=True))
     files = sorted({shorten(r.source.file) for r in audit.graph.residuals})
     if files:
-        console.print(Text("\nsource: " + ", ".join(files), "dim"))
+        console.print(Text("\n") + plain("source: " + ", ".join(files), "dim"))
         if measured:
             console.print(
                 Text("state: RMS; write: its share of skip and write; grad: norm that arrives, then both paths", "dim")
             )
+
+
+def plain(words: str, style: str = "") -> Text:
+    """Words of any origin: nothing in them is markup, and what a terminal would obey is shown as �."""
+    return Text("".join(letter if letter.isprintable() else "�" for letter in words), style)
 
 
 def _table(groups: list[list[Row]], measured: bool, narrow: bool) -> Table:
@@ -64,7 +72,7 @@ def _table(groups: list[list[Row]], measured: bool, narrow: bool) -> Table:
         r = group[0].residual
         name = name_of(group) + (f" ×{len(group)}" if len(group) > 1 else "")
         said = [index_of(group), name, f"{Path(r.source.file).name}:{r.source.line}", r.kind, r.placement]
-        table.add_row(*said[: len(words)], *(_figures(group, narrow) if measured else []))
+        table.add_row(*map(plain, said[: len(words)]), *(_figures(group, narrow) if measured else []))
     return table
 
 

@@ -26,6 +26,8 @@ residuum VERB --help explains a verb. Exit status: 0 fine, 1 findings at or abov
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     args = sys.argv[1:] if argv is None else argv
+    if sys.stdout is None:
+        return _complain("standard output is closed: leave it open, or send it to /dev/null")
     if not args or args[0] in ("-h", "--help"):
         print(HELP.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())), end="")
         return 0
@@ -57,11 +59,20 @@ def _run(verb: str, args: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nresiduum: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has gone; Python must not try again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+    except BrokenPipeError:
+        return _unread()
+    except SystemExit as stop:  # Rich's answer to the same
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _unread()
+        raise
     except OSError as error:
         return _complain(f"{error.filename or 'output'}: {error.strerror or error}: choose another place, or make room")
+
+
+def _unread() -> int:
+    """Whoever read our output has gone; Python must not try again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2
 
 
 def _complain(message: str) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,24 +39,24 @@ class Options:
     a .pt2 file of torch.export; with --structure also a config.json or a recipe's .toml file."""
     structure: bool = False
     """Look at the structure alone: nothing needs weights, and a model of any size fits."""
-    inputs: str | None = None
+    inputs: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """What to run the model on: a .safetensors, .json or .toml file with the arguments of forward by name, or
     package.module:callable. None: they are made."""
     diff: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="A B", help_behavior_hint="")] = ()
     """Instead of a TARGET: compare two audits that --format json wrote."""
     format: Literal["terminal", "md", "html", "json", "sarif"] = "terminal"
     """How the audit is written."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File to write it to. None: to the terminal, or audit.html (html)."""
-    select: str | None = None
+    select: Annotated[str | None, tyro.conf.arg(metavar="CODES")] = None
     """Rules to ask, as codes or their beginnings: RS2,RS301. None: all."""
-    ignore: str | None = None
+    ignore: Annotated[str | None, tyro.conf.arg(metavar="CODES")] = None
     """Rules not to ask, likewise; the longer code wins."""
-    fail_on: FailOn | None = None
+    fail_on: Annotated[FailOn | None, tyro.conf.arg(metavar="{info,warning,error,never}")] = None
     """Least severity of a finding that makes the exit status 1. None: error."""
-    baseline: Path | None = None
+    baseline: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Findings that this file lists are known: counted, but no failure."""
-    write_baseline: Path | None = None
+    write_baseline: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write such a file with every finding of this audit; none of them is a failure then."""
 
 
@@ -72,14 +73,19 @@ def main(args: list[str]) -> int:
     select = settings.select if options.select is None else _codes(options.select)
     ignore = settings.ignore if options.ignore is None else _codes(options.ignore)
     chosen_rules(select, ignore)  # a mistake is said before the model is built
+    if options.baseline and options.write_baseline:
+        raise InputError("--baseline reads known findings, --write-baseline writes all there are: give one of them")
     path = options.baseline or settings.baseline
     known = None if path is None or options.write_baseline else read_baseline(path)
-    with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the audit
+    if options.write_baseline and options.write_baseline.is_file():
+        read_baseline(options.write_baseline)  # another file is not written over
+    out = options.out or (Path("audit.html") if options.format == "html" else None)
+    for file in (out, options.write_baseline):
+        _check_writable(file)
+    with _apart():
         audit = audit_target(options.target, options.structure, options.inputs, select, ignore)
-    if options.write_baseline:
-        write_whole(options.write_baseline, to_baseline(audit))
-        print(f"baseline: {options.write_baseline}", file=sys.stderr)
-        known = listed(audit)
+    new = to_baseline(audit) if options.write_baseline else ""
+    known = listed(audit) if new else known
     if known is not None:
         audit = without_known(audit, known)
     written: dict[str, Callable[[Audit], str]] = {
@@ -91,7 +97,10 @@ def main(args: list[str]) -> int:
     if options.format == "terminal":
         print_audit(audit, Console())
     else:
-        _put(written[options.format](audit), options.out or (Path("audit.html") if options.format == "html" else None))
+        _put(written[options.format](audit), out)
+    if options.write_baseline:
+        write_whole(options.write_baseline, new)
+        print(f"baseline: {options.write_baseline}", file=sys.stderr)
     fail_on = options.fail_on or settings.fail_on
     return 1 if fail_on != "never" and audit.at_least(fail_on) else 0
 
@@ -112,6 +121,32 @@ def _compare(options: Options) -> int:
         _put(written[options.format](diff), options.out)
     fail_on = options.fail_on or find_settings().fail_on
     return 1 if fail_on != "never" and diff.at_least(fail_on) else 0
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """What the model prints is not the audit: it goes to the standard error, whichever way it takes."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+
+
+def _check_writable(file: Path | None) -> None:
+    """Raises `InputError` before a long audit rather than after it."""
+    if file is None:
+        return
+    if file.exists() and not file.is_file():
+        raise InputError(f"cannot write {file}: it is no regular file: choose another place")
+    folder = next(folder for folder in file.resolve().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "nobody may write there" if folder.is_dir() else "it is no folder"
+        raise InputError(f"cannot write {file} into {folder}: {why}: choose another place")
 
 
 def _codes(given: str) -> tuple[str, ...]:

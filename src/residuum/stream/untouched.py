@@ -1,10 +1,12 @@
-"""Leave a user's model exactly as it was found."""
+"""Leave a user's model, and chance, exactly as they were found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +22,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices):
+        with same_chance(devices):
             yield
     finally:
         with torch.no_grad():
@@ -28,3 +30,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
                 if not torch.equal(buffer, value):  # BatchNorm's kernel changes them without telling their version
                     buffer.copy_(value)
+
+
+@contextmanager
+def same_chance(devices: Iterable[int] = ()) -> Iterator[None]:
+    """Put back, on the way out, the random states of PyTorch (on the CPU and `devices`), Python and NumPy."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

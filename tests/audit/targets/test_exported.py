@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import residuum
 from residuum.audit.target import audit_target
+from residuum.audit.targets.exported import _is_size
 from residuum.errors import InputError
 
 
@@ -54,7 +55,7 @@ def test_connections_stand_where_the_code_did(program: Path, structure: bool) ->
         for name in ("module", "branch", "kind", "placement", "shape"):
             assert getattr(exported, name) == getattr(written, name)
         assert (exported.source.file, exported.source.line) == (written.source.file, written.source.line)
-    assert "example inputs" in audit.notes[0]
+    assert "on the example inputs it was saved with" in audit.notes
 
 
 def test_gradients_are_those_of_the_code(program: Path) -> None:
@@ -66,7 +67,42 @@ def test_gradients_are_those_of_the_code(program: Path) -> None:
 def test_other_inputs_by_the_graphs_names(program: Path, tmp_path: Path) -> None:
     file = tmp_path / "inputs.json"
     file.write_text(json.dumps({"gain": [1.0] * 6, "ids": [[1, 2, 3, 4, 5]] * 2, "shift": [0.0] * 6}))
-    assert len(list(audit_target(str(program), inputs=str(file)).graph.residuals)) == 3
+    for structure in (False, True):
+        audit = audit_target(str(program), structure, str(file))
+        assert len(list(audit.graph.residuals)) == 3
+        assert audit.notes == ["an exported program"]
+
+
+def test_sizes_that_stay_open(tmp_path: Path) -> None:
+    batch, path = torch.export.Dim("b", max=64), tmp_path / "open.pt2"
+    model = nn.Sequential(Block(), nn.Flatten(0, 1), Block())  # the second sees 2 · b
+    torch.export.save(torch.export.export(model, (torch.ones(5, 2, 6),), dynamic_shapes=({0: batch},)), path)
+    with zipfile.ZipFile(path) as archive:
+        graph = next(archive.read(name).decode() for name in archive.namelist() if name.endswith("models/model.json"))
+    assert "Symbol('s" in graph and "Mul(" in graph
+    assert [r.shape for r in audit_target(str(path)).graph.residuals] == [(5, 2, 6), (10, 6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("Mul(Integer(2), Symbol('s23', positive=True, integer=True))", True),
+        ("Max(1, 2*s0 - u1)", True),
+        ("Ge(Symbol('s0', integer=True), 2) & ~Eq(s1, 4)", True),
+        ("__import__('os')", False),
+        ("Symbol('__import__')", False),
+        ("Integer.__class__", False),
+        ("(lambda: 1)()", False),
+        ("Symbol('s1')()", False),
+        ("[s0 for s0 in s1]", False),
+        ("s0 if s1 else s2", False),
+        ("s0(", False),
+        ("(" * 10_000, False),
+        (5, False),
+    ],
+)
+def test_what_is_a_size(text: object, size: bool) -> None:
+    assert _is_size(text) is size
 
 
 def rewrite(path: Path, change: Callable[[str, bytes], bytes | None], extra: dict[str, bytes] | None = None) -> None:
@@ -105,6 +141,8 @@ def pickled(ran: Path) -> bytes:
         ("legacy weights", "no graph and no plain tensor"),
         ("object", "no graph and no plain tensor"),
         ("compiled", "no graph and no plain tensor"),
+        ("list", "or damaged: list indices"),
+        ("number", "or damaged: 'int' object"),
         ("function", "calls torch.load, which is none of PyTorch's own operators"),
         ("expression", "computes a size by"),
     ],
@@ -116,6 +154,11 @@ def test_what_could_run_code_is_refused(part: str, message: str, program: Path, 
     changes = {
         "examples": (lambda name, content: spy if "sample_inputs" in name else content, {}),
         "weights": (replaced(b'"use_pickle": false', b'"use_pickle": true', "weights_config.json"), {}),
+        "list": (lambda name, content: b"[]" if name.endswith("weights_config.json") else content, {}),
+        "number": (
+            lambda name, content: b'{"config": {"a": 5}}' if name.endswith("weights_config.json") else content,
+            {},
+        ),
         "legacy weights": (keep, {"data/weights/model.pt": spy}),
         "object": (keep, {"data/constants/opaque_obj_0": spy}),
         "compiled": (keep, {"data/aotinductor/model/model.so": b""}),

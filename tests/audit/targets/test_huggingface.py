@@ -108,9 +108,10 @@ def test_a_config_alone_has_a_structure(llama: Path, tmp_path: Path) -> None:
         audit_target(str(alone))
 
 
-def test_a_config_without_architectures_is_the_bare_model(llama: Path) -> None:
+@pytest.mark.parametrize("architectures", [None, 5, ["Nobodys"]])
+def test_a_config_without_architectures_is_the_bare_model(architectures: Any, llama: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
-    (llama / "config.json").write_text(json.dumps({**config, "architectures": None}))
+    (llama / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
     audit = audit_target(str(llama))
     assert audit.notes[0] == "loaded as LlamaModel in float32"
     assert len(list(audit.graph.residuals)) == 4
@@ -167,8 +168,16 @@ def test_missing_weights_are_told(llama: Path) -> None:
     weights = load_file(llama / "model.safetensors")
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, llama / "model.safetensors", {"format": "pt"})
-    note = "1 weights are not in it and random, such as model.layers.1.mlp.down_proj.weight"
-    assert note in audit_target(str(llama)).notes[0]
+    note = "and random: 1 weight, such as model.layers.1.mlp.down_proj.weight"
+    audit = audit_target(str(llama))
+    assert note in audit.notes[0] and audit.notes[0].startswith("warning: ")
+
+
+def test_weights_of_another_model_are_no_model(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(InputError, match=r"none of its weights belongs to BertForMaskedLM: .*\(llama\)"):
+        audit_target(str(llama))
 
 
 def test_half_precision_is_kept_and_told(llama: Path) -> None:
@@ -195,6 +204,12 @@ def damage(folder: Path, fault: str) -> None:
         weights.write_bytes(weights.read_bytes()[:-100])
     elif fault == "no json":
         config.write_text("{")
+    elif fault == "no table":
+        config.write_text("null")
+    elif fault == "no activation":
+        config.write_text(json.dumps({**content, "hidden_act": "nopeact"}))
+    elif fault == "other sizes":
+        config.write_text(json.dumps({**content, "intermediate_size": 24}))
     elif fault == "unknown type":
         config.write_text(json.dumps({**content, "model_type": "perpetuum"}))
     elif fault == "no type":
@@ -212,7 +227,10 @@ def damage(folder: Path, fault: str) -> None:
     [
         ("pickle", "holds its weights in a pickle, which can run code as it is read"),
         ("truncated", "its weights cannot be read: SafetensorError"),
-        ("no json", "its config cannot be read: .*is not a valid JSON file"),
+        ("no json", r"config.json cannot be read: .*: write it anew"),
+        ("no table", "config.json holds no table of settings"),
+        ("no activation", "transformers knows no 'nopeact', which its config names"),
+        ("other sizes", "its weights are of other sizes than the config says"),
         ("unknown type", "its config cannot be read: ValueError: .*perpetuum"),
         ("no type", "its config cannot be read: ValueError: Unrecognized model"),
         ("its own code", "asks for code of its own, which is not run: build the model in a callable that you trust"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,20 @@ def test_our_own_model_gets_tokens_of_its_vocabulary() -> None:
     assert list(inputs) == ["tokens"]
     assert inputs["tokens"].max() < 5
     assert describe(inputs) == "tokens (2, 8) of int64"
+
+
+def test_tokens_of_a_vocabulary_that_nothing_could_list() -> None:
+    model = Reads(nn.Embedding(7, 3))
+    model.config = SimpleNamespace(vocab_size=10**30)
+    assert next(make_inputs(model))["x"].shape == (2, 8)
+
+
+def test_tokens_keep_to_the_positions_and_from_the_special_ones() -> None:
+    model = Reads(nn.Embedding(5, 3))
+    model.config = SimpleNamespace(vocab_size=5, pad_token_id=0, eos_token_id=[1, 3], n_positions=4)
+    tokens = next(make_inputs(model))["x"]
+    assert tokens.shape == (2, 4)
+    assert set(tokens.flatten().tolist()) == {2, 4}
 
 
 def test_inputs_have_the_models_device_and_type() -> None:
@@ -109,6 +124,10 @@ def test_given_by_a_callable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("a.json", b'{"x": {"shape": [1], "dtype": 3}}', "dtype is 3"),
         ("a.json", b'{"x": {"shape": [1], "high": 0}}', "low below high"),
         ("a.json", b'{"x": {"shape": [1], "hihg": 1}}', "has the key 'hihg': it may hold shape, dtype, low, high"),
+        ("a.json", b'{"x": {"shape": [1000000000, 1000000000]}}', "'x' cannot be made"),
+        ("a.json", b'{"x": {"shape": [2], "dtype": ["int8"]}}', r"dtype is \['int8'\]"),
+        ("a.json", b'{"x": {"shape": [2], "dtype": "uint4"}}', "'x' cannot be made"),
+        ("a.json", b'{"x": {"shape": [2], "high": 1000000000000000000000}}', "'x' cannot be made"),
         ("a.json", b'{"x": [[1], [1, 2]]}', "'x' is no tensor"),
         ("a.toml", b"x = ", "mend the file"),
         ("a.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "a.safetensors is damaged"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,25 @@ class Asks(nn.Module):
     def forward(self, x):
         x = self.embed(x)
         return x + self.map(x) if x.sum().item() < 1e9 else x
+
+class Names(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map, self.drop = nn.Linear(6, 6), nn.Dropout(0.5)
+    def forward(self, model, scale=2.0, loss=None):
+        return model + self.drop(self.map(model)) * scale + loss.mean()
+
+def by_name():
+    return Names(), {"model": torch.randn(2, 6), "loss": torch.randn(2, 6)}
+
+def frozen():
+    return nn.Embedding(9, 6).requires_grad_(False)
+
+def unreal():
+    return Asks().to("meta")
+
+def breaks():
+    return [][0]  # the line
 
 class Nested(nn.Module):
     def __init__(self):
@@ -118,3 +139,53 @@ def test_the_command_takes_structure_and_inputs(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == "residuum: --inputs gone.json: no such file\n"
     assert main(["audit", "structures:Nested", "--structure"]) == 2
     assert capsys.readouterr().err.startswith("residuum: Nested's forward pass raised RuntimeError in blocks.0.1: ")
+
+
+def test_an_audit_can_be_repeated_and_leaves_chance_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first = audit_target("structures:by_name").to_dict()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    torch.manual_seed(4)
+    assert audit_target("structures:by_name").to_dict() == first
+
+
+def test_inputs_may_have_any_name() -> None:
+    assert len(list(audit_target("structures:by_name", structure=True).graph.residuals)) == 1
+
+    class Keyword(nn.Linear):
+        def forward(self, x: torch.Tensor, *, loss: float) -> torch.Tensor:
+            return super().forward(x) * loss
+
+    with pytest.raises(InputError, match="the input 'loss' cannot be given by its name"):
+        Built(Keyword(2, 2), ((torch.ones(2),), {"loss": 2.0})).run(lambda *args: None)
+    with pytest.raises(InputError, match="do not fit Keyword's forward: got an unexpected keyword argument 'model'"):
+        Built(Keyword(2, 2), ((torch.ones(2),), {"loss": 2.0, "model": 2.0})).run(lambda *args: None)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("structures:frozen", "carries no gradient: let a parameter require grad .*, or give --structure"),
+        ("structures:unreal", "on the meta device have no values to measure: give --structure"),
+        ("structures:Nested", r"\(the inputs were made, x \(2, 8\) of int64: give your own with --inputs\)"),
+        ("structures:breaks", r"raised IndexError: list index out of range \(at structures.py:\d+\)"),
+        ("structures:nothing", "module structures has no nothing"),
+        ("attribute:build", r"importing attribute raised AttributeError: .* \(at attribute.py:2\)"),
+        ("dependency:build", r"ModuleNotFoundError: No module named 'nobody_has_it' \(at dependency.py:1\)"),
+        ("nobody_has_it.either:build", "no module named nobody_has_it: run from where it can be imported"),
+    ],
+)
+def test_mends_that_the_command_can_follow(target: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "attribute.py").write_text("import torch\ntorch.nobody_has_it\n")
+    (tmp_path / "dependency.py").write_text("import nobody_has_it\n")
+    with pytest.raises((InputError, TraceError), match=message):
+        audit_target(target)
+
+
+@pytest.mark.parametrize("structure", [False, True])
+def test_inputs_that_do_not_fit_are_named(structure: bool, tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text('{"idz": [[1, 2]]}')
+    with pytest.raises(TraceError, match=r"--inputs wrong.json: .* TypeError: missing a required argument: 'tokens'"):
+        audit_target("structures:ours", structure, "wrong.json")

@@ -38,10 +38,11 @@ class MissingGradient(Rule):
         reached = [name for name in names if name not in left_out]
         if reached:
             said = f"{_get(reached)} no gradient from {seen.flow.loss_name}: {some(reached)}"
-            yield self.finding(said)
+            yield self.finding(said, names=reached)
         if left_out:
             said = f"{_get(left_out)} no gradient, for their modules did not run while siblings did: {some(left_out)}"
-            yield self.finding(said, severity="info", mend="nothing to mend if they run for other inputs or by chance")
+            mend = "nothing to mend if they run for other inputs or by chance"
+            yield self.finding(said, severity="info", mend=mend, names=left_out)
 
 
 def _get(names: list[str]) -> str:

@@ -7,6 +7,7 @@ docs/decisions/0004-exported-programs-are-read-as-data.md.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
@@ -34,14 +35,17 @@ HARMLESS = re.compile(
     r"|\.data/(version|serialization_id)|\.format_version|\.storage_alignment|data/executorch/.*|module_info\.json"
 )
 OPERATOR = re.compile(r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|_operator\.\w+|math\.\w+")
-EXPRESSION = re.compile(r"[\w\s+\-*/%()<>=&|~!,.]*")
-NAMES = re.compile(r"[A-Za-z_]\w*")
 SYMBOL = re.compile(
     r"[suz]f?\d+|u\d+|True|False|oo|int_oo|Max|Min|Mod|Eq|Ne|Ge|Gt|Le|Lt|And|Or|Not|Abs|Pow|ceiling|floor|sqrt"
     r"|FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural"
     r"|FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt"
-    r"|RoundDecimal|ToFloat|Identity|Symbol|Integer"
+    r"|RoundDecimal|ToFloat|Identity|Symbol|Integer|Add|Mul|Rational|Float|Equality|Unequality|Piecewise"
+    r"|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|Relational"
 )
+ARITHMETIC = (
+    ast.Expression, ast.expr_context, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop,
+    ast.cmpop, ast.Tuple,
+)  # fmt: skip
 
 
 def from_file(path: Path) -> Built:
@@ -62,7 +66,7 @@ def from_file(path: Path) -> Built:
     if program.example_inputs is None:
         return Built(model)
     args, kwargs = program.example_inputs
-    return Built(model, (tuple(args), dict(kwargs)), ["an exported program, on the example inputs it was saved with"])
+    return Built(model, (tuple(args), dict(kwargs)), ["an exported program"], "on the example inputs it was saved with")
 
 
 class Exported(nn.Module):
@@ -163,13 +167,13 @@ def _refuse_code(path: Path) -> None:
                     _check_graph(path, json.loads(archive.read(full)))
             if not any(GRAPH.fullmatch(name) for name in names):
                 raise InputError(f"{path} holds no exported program: write one with torch.export.save")
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, AttributeError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no program of torch.export, or damaged: {error}: export it again") from error
 
 
 def _check_tensors(path: Path, content: dict[str, Any]) -> None:
     for name, entry in content["config"].items():
-        if entry["use_pickle"]:
+        if entry["use_pickle"] is not False:
             raise _refused(path, f"holds '{name}' as a pickle")
 
 
@@ -184,10 +188,26 @@ def _check_graph(path: Path, content: Any) -> None:
     for key, value in _entries(content):
         if key == "target" and isinstance(value, str) and not OPERATOR.fullmatch(value):
             raise _refused(path, f"calls {value}, which is none of PyTorch's own operators")
-        if key == "expr_str" and not (
-            EXPRESSION.fullmatch(value) and all(SYMBOL.fullmatch(name) for name in NAMES.findall(value))
-        ):
+        if key == "expr_str" and not _is_size(value):
             raise _refused(path, f"computes a size by {value!r:.60}")
+
+
+def _is_size(text: Any) -> bool:
+    """Whether it is arithmetic of sizes as sympy writes it, such as Mul(Integer(2), Symbol('s23', integer=True))."""
+    try:
+        return all(map(_is_arithmetic, ast.walk(ast.parse(text, mode="eval"))))
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _is_arithmetic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Name):
+        return SYMBOL.fullmatch(node.id) is not None
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name)
+    if isinstance(node, ast.Constant):  # a name in quotes is a symbol's, and still no more than a symbol if evaluated
+        return not isinstance(node.value, str) or SYMBOL.fullmatch(node.value) is not None
+    return isinstance(node, ARITHMETIC)
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:

@@ -61,11 +61,14 @@ def _described(path: Path) -> dict[str, Any]:
 
 def _value(value: Any, where: str, generator: torch.Generator) -> Any:
     if isinstance(value, dict):
-        return _random(value, where, generator)
+        try:
+            return _random(value, where, generator)
+        except (RuntimeError, ValueError, TypeError) as error:  # what PyTorch cannot make: too large, of no such type
+            raise InputError(f"{where} cannot be made: {' '.join(str(error).split()):.200}: give another") from error
     if isinstance(value, list):
         try:
             return torch.tensor(value)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, RecursionError) as error:
             raise InputError(
                 f"{where} is no tensor: {error}: give nested lists of numbers, all of one length"
             ) from error
@@ -79,7 +82,8 @@ def _random(content: dict[str, Any], where: str, generator: torch.Generator) -> 
     shape, low, high = content.get("shape"), content.get("low", 0), content.get("high", 2)
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         raise InputError(f"{where}: shape is {shape!r}: give a list of whole numbers above 0, such as [2, 8]")
-    dtype = DTYPES.get(content.get("dtype", "int64" if "high" in content else "float32"))
+    named = content.get("dtype", "int64" if "high" in content else "float32")
+    dtype = DTYPES.get(named) if isinstance(named, str) else None
     if dtype is None:
         raise InputError(f"{where}: dtype is {content['dtype']!r}: give one of PyTorch's, such as float32 or int64")
     if dtype.is_floating_point:

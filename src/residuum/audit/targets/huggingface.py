@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from residuum.audit.audit import counted
 from residuum.audit.targets.built import Built
 from residuum.errors import InputError
 
@@ -48,6 +50,8 @@ def read_config(source: str, local: bool) -> tuple[Any, Callable[[Any], nn.Modul
     That is the class the config names, else the bare model. Raises `InputError` for any other.
     """
     transformers = _transformers()
+    if local:
+        _check_table(Path(source))
     with _quiet(transformers), _faults(source, "config"):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     return config, _class_of(config, transformers) or transformers.AutoModel.from_config
@@ -67,16 +71,31 @@ def _loaded(source: str, local: bool) -> Built:
             output_loading_info=True,
         )
     model = model.eval()
-    missing = sorted(loading["missing_keys"])
-    random = f"; {len(missing)} weights are not in it and random, such as {missing[0]}" if missing else ""
-    return Built(
-        model, notes=[f"loaded as {type(model).__name__} in {str(model.dtype).removeprefix('torch.')}{random}"]
-    )
+    kind, missing = type(model).__name__, sorted(loading["missing_keys"])
+    if not {name for name, _ in model.named_parameters()}.difference(missing):
+        raise InputError(
+            f"{source}: none of its weights belongs to {kind}: mend architectures or model_type ({config.model_type}) "
+            "in its config"
+        )
+    lacking = f"warning: not in {source} and random: {counted(len(missing), 'weight')}, such as "
+    notes = [lacking + missing[0]] if missing else []
+    return Built(model, notes=[*notes, f"loaded as {kind} in {str(model.dtype).removeprefix('torch.')}"])
+
+
+def _check_table(path: Path) -> None:
+    file = path / CONFIG if path.is_dir() else path
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read: {error}: write it anew with save_pretrained") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no table of settings: write it anew with save_pretrained")
 
 
 def _class_of(config: Any, transformers: Any) -> Any:
     """The first of the config's architectures that transformers has."""
-    for name in getattr(config, "architectures", None) or ():
+    names = getattr(config, "architectures", None)
+    for name in names if isinstance(names, (list, tuple)) else ():
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
@@ -119,5 +138,9 @@ def _faults(source: str, part: str) -> Iterator[None]:
                 f"{source}: its config asks for code of its own, which is not run: build the model in a callable that "
                 "you trust, and audit package.module:callable"
             ) from error
+        if "ignore_mismatched_sizes" in words:
+            raise InputError(f"{source}: its weights are of other sizes than the config says: mend it") from error
+        if isinstance(error, KeyError):
+            raise InputError(f"{source}: transformers knows no {error}, which its config names: mend it") from error
         first = words.split(". ")[0].removesuffix(".")
         raise InputError(f"{source}: its {part} cannot be read: {type(error).__name__}: {first:.300}") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import Any
 
 from torch import nn
 
+from residuum.audit.paths import is_installed, shorten
 from residuum.audit.targets.built import Built
 from residuum.errors import InputError
 
@@ -33,14 +35,24 @@ def imported(target: str) -> Any:
     if not module_name or not attribute:
         raise InputError(f"'{target}' is no package.module:callable: name both sides of the colon")
     try:
-        build = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise InputError(f"'{target}': no module named {error.name}: run from where it can be imported") from error
-    except AttributeError:
-        raise InputError(f"'{target}': module {module_name} has no {attribute}") from None
+        module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise InputError(f"'{target}': importing {module_name} raised {type(error).__name__}: {error}") from error
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(f"'{target}': no module named {error.name}: run from where it can be imported") from error
+        raise InputError(f"'{target}': importing {module_name} raised {_told(error)}") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"'{target}': module {module_name} has no {attribute}")
+    build = getattr(module, attribute)
     try:
         return build() if callable(build) and not isinstance(build, nn.Module) else build
     except (Exception, SystemExit) as error:
-        raise InputError(f"'{target}' raised {type(error).__name__}: {error}") from error
+        raise InputError(f"'{target}' raised {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    """What was raised, and at which line: of the project's own code, if any of it is on the way there."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    frames = [f for f in frames if f.filename not in (__file__, importlib.__file__)]
+    own = [f for f in frames if not is_installed(f.filename)] or frames
+    where = f" (at {shorten(own[-1].filename)}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -17,6 +17,8 @@ from residuum.audit.targets.shrink import integers, role_of
 from residuum.errors import InputError
 
 BATCH, LENGTH, IMAGE, SAMPLES, FRAMES = 2, 8, 64, 16_000, 256
+# Tokens are drawn from the first so many: no vocabulary is larger, and a config may say any number.
+LARGEST = 10_000_000
 
 TOKENS = ("input_ids", "decoder_input_ids", "tokens", "idx", "ids", "src", "tgt", "source", "target")
 Inputs = dict[str, Any]
@@ -94,6 +96,8 @@ class _Maker:
         self._generator = torch.Generator().manual_seed(0)
         self._known: dict[str, list[Tensor]] = {}
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        positions = self._field("n_positions", "max_position_embeddings", "max_target_positions")
+        self._length = min(LENGTH, positions) if isinstance(positions, int) else LENGTH
         self._place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
 
     def candidates(self, name: str) -> list[Tensor]:
@@ -127,14 +131,18 @@ class _Maker:
         tables = [layer.num_embeddings for layer in self._layers if isinstance(layer, nn.Embedding)]
         size = own or nested or self._field("vocab_size") or next((rows for rows in tables if rows), 0)
         special = {number for field, number in integers(self.config) if role_of(field) == "id"}
-        ordinary = torch.tensor([token for token in range(size) if token not in special])
-        shapes: list[tuple[int, ...]] = [(BATCH, LENGTH)]
+        size = min(size, LARGEST)
+        if size <= len({number for number in special if 0 <= number < size}):
+            return
+        shapes: list[tuple[int, ...]] = [(BATCH, self._length)]
         books = self._field("num_codebooks")
         if books:  # several tokens at a place: stacked in the batch, or last
-            shapes += [(BATCH * books, LENGTH), (BATCH, LENGTH, books + 1)]
-        for shape in shapes if len(ordinary) else ():
-            chosen = torch.randint(len(ordinary), shape, generator=self._generator)
-            yield ordinary[chosen].to(self._place["device"])
+            shapes += [(BATCH * books, self._length), (BATCH, self._length, books + 1)]
+        for shape in shapes:
+            tokens = torch.randint(size, shape, generator=self._generator)
+            while (reserved := torch.isin(tokens, torch.tensor(sorted(special)))).any():
+                tokens[reserved] = torch.randint(size, (int(reserved.sum()),), generator=self._generator)
+            yield tokens.to(self._place["device"])
 
     def _pixels(self) -> Iterator[Tensor]:
         conv = self._first(nn.Conv2d)
@@ -181,7 +189,7 @@ class _Maker:
         )
 
     def _boxes(self) -> Iterator[Tensor]:
-        yield torch.tensor([0, 0, 10, 10], device=self._place["device"]).expand(BATCH, LENGTH, 4)
+        yield torch.tensor([0, 0, 10, 10], device=self._place["device"]).expand(BATCH, self._length, 4)
 
     def _grid(self) -> int:
         """How many patches a side of an image has where the config counts them; else 0."""

@@ -64,8 +64,9 @@ def on_meta(build: Callable[[], Built], inputs: Arguments | None) -> Traced:
         raise
     except Exception as error:
         raise InputError(f"building on meta tensors raised {type(error).__name__}: {error}") from error
-    model, own = built.model.eval().to("meta"), inputs or built.inputs
-    graph, notes = Built(model, own and to_meta(own), ["structure alone, on meta tensors", *built.notes]).run(trace)
+    model, built = built.model.eval().to("meta"), built.on(inputs)
+    own, notes = built.inputs and to_meta(built.inputs), ["structure alone, on meta tensors", *built.notes]
+    graph, notes = Built(model, own, notes).run(trace)
     return Traced(graph, model, notes)
 
 
