@@ -25,8 +25,8 @@ class Audited:
     def assert_clean(self, fail_on: FailOn = "error", ignore: Iterable[str] = ()) -> None:
         """Fail with every finding of severity `fail_on` or worse (`never`: with none) whose code is not in `ignore`.
 
-        `ignore` takes codes (RS301) or their beginnings (RS3), as a list or with commas between. Raises `InputError` for
-        what is no severity or code.
+        `ignore` takes codes (RS301) or their beginnings (RS3), as a list or with commas between. Raises `InputError`
+        for what is no severity or code.
         """
         __tracebackhide__ = True
         from residuum.audit.audit import counted
