@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 from residuum.audit import Audit
 
@@ -45,3 +46,16 @@ def test_json_of_structure_alone(structure: Audit) -> None:
     assert content["notes"] == structure.notes
     assert [(r["forward"], r["backward"]) for r in content["streams"][0]["residuals"]] == [(None, None)] * 6
     assert content["skipped"] == structure.skipped
+
+
+def test_figures_come_before_the_source(faults: Audit) -> None:
+    head = re.search("<thead>(.*?)</thead>", faults.to_html(), re.DOTALL)
+    titles = re.findall(r"<th[^>]*>(.*?)</th>", head[1])
+    assert titles[-2:] == ["branch", "where the sum stands"]
+    cells = re.search("<tbody>.*?<tr>(.*?)</tr>", faults.to_html(), re.DOTALL)[1].count("<td")
+    assert cells == len(titles)
+
+
+def test_the_headline_counts_all(faults: Audit) -> None:
+    told = replace(faults.findings[0], severity="info")
+    assert replace(faults, findings=[*faults.findings, told]).headline == "2 findings to look at, and 1 to know of"

@@ -348,3 +348,9 @@ def test_a_disk_that_refuses(most_bytes: int, text_folder: Path, tmp_path: Path)
     assert not (path / "report.html").exists()
     again = run("train", "--resume", path) if (path / "recipe.toml").exists() else None
     assert again is None or again.returncode == 0, again.stderr
+
+
+def test_a_run_without_its_tokenizer(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder = shutil.copytree(trained, tmp_path / "run")
+    (run_folder / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing: put it back" in fails(capsys, "audit", run_folder)

@@ -71,7 +71,9 @@ class Audit:
             return f"Healthy: no rule found {anything} to mend" + (
                 f", but {self.could_not_run}" if self.skipped else ""
             )
-        return f"{counted(len(self.at_least('warning')), 'finding')} to look at"
+        told = [f for f in self.findings if f.severity == "info"]
+        also = f", and {len(told)} to know of" if told else ""
+        return f"{counted(len(self.at_least('warning')), 'finding')} to look at{also}"
 
     @property
     def size(self) -> str:

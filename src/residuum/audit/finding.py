@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -100,10 +100,14 @@ class Rule(ABC):
 
 def source_of(model: nn.Module) -> Source | None:
     """Where the model's class is written, None where that is in no file (a class made in a shell)."""
-    kind = type(model)
+    return source_of_definition(type(model))
+
+
+def source_of_definition(defined: Any) -> Source | None:
+    """The same of any class or function."""
     try:
-        return Source(inspect.getfile(kind), inspect.getsourcelines(kind)[1], kind.__qualname__)
-    except (OSError, TypeError):
+        return Source(inspect.getfile(defined), inspect.getsourcelines(defined)[1], defined.__qualname__)
+    except (OSError, TypeError, AttributeError):
         return None
 
 

@@ -11,6 +11,7 @@ from residuum.audit.audit import Audit, judge
 from residuum.audit.charts import training_chart
 from residuum.audit.finding import Evidence, source_of
 from residuum.audit.html import render_page
+from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.stream import flow
 from residuum.train.batches import spread, windows
@@ -21,6 +22,8 @@ from residuum.train.tokenizer import tokenize
 
 def audit_run(folder: RunFolder, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Audit:
     """The newest checkpoint on windows spread over the held-out text, with the training loss but no dropout."""
+    if not folder.tokenizer_file.is_file():
+        raise InputError(f"{folder.tokenizer_file} is missing: put it back, or look at the run's --structure")
     recipe = folder.recipe
     model = folder.model()
     corpus = read_corpus(recipe.data)

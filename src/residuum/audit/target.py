@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from residuum.audit.audit import Audit, judge
-from residuum.audit.finding import Evidence, source_of
+from residuum.audit.finding import Evidence
 from residuum.audit.run import audit_run
 from residuum.audit.targets import exported, huggingface
 from residuum.audit.targets.built import Built
@@ -56,12 +56,12 @@ def audit_target(
         if structure:
             with _naming(inputs):
                 traced = _structure(target, path, given)
-            seen = Evidence(traced.graph, model_source=source_of(traced.model))
+            seen = Evidence(traced.graph, model_source=traced.source)
             return judge(seen, target, select, ignore, traced.notes)
         built = _build(target, path).on(given)
         with _naming(inputs):
             measured, notes = built.run(flow)
-        seen = Evidence(measured.graph, measured, model_source=source_of(built.model))
+        seen = Evidence(measured.graph, measured, model_source=built.source)
         return judge(seen, target, select, ignore, notes)
 
 
@@ -95,7 +95,7 @@ def _structure(target: str, path: Path, inputs: Arguments | None) -> Traced:
     if path.suffix == ".pt2" and path.is_file():  # its graph is bound to its own tensors
         built = exported.from_file(path).on(inputs)
         graph, notes = built.run(trace)
-        return Traced(graph, built.model, notes)
+        return Traced(graph, built.source, notes)
     came: list[nn.Module] = []
 
     def build() -> Built:

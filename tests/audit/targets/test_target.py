@@ -189,3 +189,12 @@ def test_inputs_that_do_not_fit_are_named(structure: bool, tmp_path: Path) -> No
     (tmp_path / "wrong.json").write_text('{"idz": [[1, 2]]}')
     with pytest.raises(TraceError, match=r"--inputs wrong.json: .* TypeError: missing a required argument: 'tokens'"):
         audit_target("structures:ours", structure, "wrong.json")
+
+
+@pytest.mark.parametrize("structure", [False, True])
+def test_an_installed_class_stands_where_it_is_built(
+    structure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert audit_target("structures:by_name", structure).seen.model_source.function == "Names"
+    monkeypatch.setattr("residuum.audit.targets.built.is_installed", lambda file: not file.startswith(str(tmp_path)))
+    assert audit_target("structures:ours", structure).seen.model_source.function == "ours"

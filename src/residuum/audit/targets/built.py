@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from residuum.audit.finding import source_of
+from residuum.audit.paths import is_installed
 from residuum.audit.targets.inputs import describe, make_inputs
 from residuum.errors import InputError
-from residuum.stream import TraceError
+from residuum.stream import Source, TraceError
 
 Result = TypeVar("Result")
 
@@ -31,13 +33,21 @@ MENDS = {
 class Built:
     """A model with the inputs that came with it; None where they are to be made.
 
-    `notes` are for the report, and so is what `about_inputs` says of those that came with it.
+    `notes` are for the report, and so is what `about_inputs` says of those that came with it. `built_at` is the line of
+    the callable that built it.
     """
 
     model: nn.Module
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     notes: list[str] = field(default_factory=list)
     about_inputs: str = ""
+    built_at: Source | None = None
+
+    @property
+    def source(self) -> Source | None:
+        """Where the model's class stands, or if somebody else wrote that, the code that builds it."""
+        source = source_of(self.model)
+        return source if source and not is_installed(source.file) else self.built_at
 
     def on(self, inputs: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Built:
         """The same on other inputs, if there are any."""

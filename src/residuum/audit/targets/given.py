@@ -28,7 +28,7 @@ def given_inputs(source: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     path = Path(source)
     if ":" in source and not path.exists():
-        return as_arguments(imported(source))
+        return as_arguments(imported(source)[0])
     readers = {".safetensors": _tensors, ".json": _described, ".toml": _described}
     if path.suffix not in readers:
         raise InputError(f"--inputs {source}: give a .safetensors, .json or .toml file, or package.module:callable")

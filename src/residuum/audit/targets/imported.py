@@ -8,18 +8,20 @@ from typing import Any
 
 from torch import nn
 
+from residuum.audit.finding import source_of_definition
 from residuum.audit.paths import is_installed, shorten
 from residuum.audit.targets.built import Built
 from residuum.errors import InputError
+from residuum.stream import Source
 
 
 def from_callable(target: str) -> Built:
     """Import and call it. Raises `InputError` if either raises, or it gives no module."""
-    built = imported(target)
+    built, built_at = imported(target)
     model, inputs = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"'{target}' returned {type(model).__name__}: return a torch.nn.Module, or (module, inputs)")
-    return Built(model, None if inputs is None else as_arguments(inputs))
+    return Built(model, None if inputs is None else as_arguments(inputs), built_at=built_at)
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -29,8 +31,8 @@ def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return inputs if isinstance(inputs, tuple) else (inputs,), {}
 
 
-def imported(target: str) -> Any:
-    """What `package.module:name` names, called if it can be and is no module."""
+def imported(target: str) -> tuple[Any, Source | None]:
+    """What `package.module:name` names, called if it can be and is no module; and where that is written."""
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise InputError(f"'{target}' is no package.module:callable: name both sides of the colon")
@@ -44,9 +46,10 @@ def imported(target: str) -> Any:
         raise InputError(f"'{target}': module {module_name} has no {attribute}")
     build = getattr(module, attribute)
     try:
-        return build() if callable(build) and not isinstance(build, nn.Module) else build
+        built = build() if callable(build) and not isinstance(build, nn.Module) else build
     except (Exception, SystemExit) as error:
         raise InputError(f"'{target}' raised {_told(error)}") from error
+    return built, source_of_definition(build)
 
 
 def _told(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from residuum.audit.targets.built import Built
 from residuum.audit.targets.shrink import smaller
 from residuum.errors import InputError
-from residuum.stream import ResidualGraph, TraceError, trace
+from residuum.stream import ResidualGraph, Source, TraceError, trace
 
 LARGEST = 300_000_000
 """Parameters of a shrunk model that are still worth the memory: 1.2 GB in float32."""
@@ -24,10 +24,10 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Traced(NamedTuple):
-    """A model's residual graph, the model that it was read off, and notes on how."""
+    """A model's residual graph, where the model is written (if not in an installed package), and notes on how."""
 
     graph: ResidualGraph
-    model: nn.Module
+    source: Source | None
     notes: list[str]
 
 
@@ -49,7 +49,7 @@ def structure_of_config(config: Any, build: Callable[[Any], nn.Module], inputs: 
             built = Built(_seeded(lambda: _affordable(build, shrunk)), inputs)  # noqa: B023 - called here
             graph, notes = built.run(trace)
             how = f"shrunk and run on real tensors: {changed}" if changed else "run on real tensors, of random weights"
-            return Traced(graph, built.model, [f"{how}; because {_first_words(met[0])}", *notes])
+            return Traced(graph, built.source, [f"{how}; because {_first_words(met[0])}", *notes])
         except (TraceError, InputError) as error:
             met.append(error)
     raise InputError(f"the structure could not be traced: {_first_words(met[0])}; shrunk: {_first_words(met[-1])}")
@@ -67,7 +67,7 @@ def on_meta(build: Callable[[], Built], inputs: Arguments | None) -> Traced:
     model, built = built.model.eval().to("meta"), built.on(inputs)
     own, notes = built.inputs and to_meta(built.inputs), ["structure alone, on meta tensors", *built.notes]
     graph, notes = Built(model, own, notes).run(trace)
-    return Traced(graph, model, notes)
+    return Traced(graph, built.source, notes)
 
 
 def to_meta(inputs: Arguments) -> Arguments:
