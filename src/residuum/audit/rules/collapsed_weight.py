@@ -25,7 +25,7 @@ class CollapsedWeight(Rule):
         names = [name for name in seen.flow.collapsed if parameters[name].weight_rms > 0]
         if names:
             are = f"{len(names)} weights are" if len(names) > 1 else "1 weight is"
-            yield self.finding(f"{are} rounded to a single value: {some(names)}")
+            yield self.finding(f"{are} rounded to a single value: {some(names)}", names=names)
 
 
 RULE = CollapsedWeight()

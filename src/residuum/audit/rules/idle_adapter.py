@@ -31,11 +31,12 @@ class IdleAdapter(Rule):
                 yield self.finding(said, mend="start one of its two matrices with random values", module=a.module)
             if 0 < share < self.least:
                 said = f"the adapter on {a.base} is {share:.1e} of it ({' and '.join(a.parameters)})"
-                yield Finding(self.code, self.severity, said, self.mend, a.module)
+                yield self.finding(said, module=a.module)
         if zero:
             mend = "nothing to mend before the first step; after training the adapter is dead"
             are = f"{len(zero)} adapters add" if len(zero) > 1 else f"the adapter on {zero[0].base} adds"
-            yield self.finding(f"{are} exactly nothing", None, "info", mend)
+            names = [name for a in zero for name in a.parameters]
+            yield self.finding(f"{are} exactly nothing", severity="info", mend=mend, names=names)
 
 
 RULE = IdleAdapter()

@@ -26,10 +26,11 @@ class TinyGradient(Rule):
         matrices = [name for name, p in tiny.items() if p.dimensions > 1]
         vectors = [name for name in tiny if name not in matrices]
         if matrices:
-            yield self.finding(f"the gradient is less than 1.2e-9 of the weight in {some(matrices)}")
+            yield self.finding(f"the gradient is less than 1.2e-9 of the weight in {some(matrices)}", names=matrices)
         if vectors:
             mend = "nothing to mend where these are biases of keys, which softmax does not see"
-            yield self.finding(f"the gradient is less than 1.2e-9 of the weight in {some(vectors)}", None, "info", mend)
+            said = f"the gradient is less than 1.2e-9 of the weight in {some(vectors)}"
+            yield self.finding(said, severity="info", mend=mend, names=vectors)
 
 
 RULE = TinyGradient()
