@@ -13,8 +13,8 @@ class RankCollapse(Rule):
     Attention without skips makes all positions alike at a doubly exponential rate (Dong et al. 2021, arXiv 2103.03404);
     what is left of the rank then tends to 1. Healthy models keep at least 0.45 of it (`python benchmarks/healthy.py`).
     Where the first state has a rank below 8 there is too little to lose, and where it is of fewer positions too. News
-    only, for small models that train well pass through it (a Llama at a learning rate of 1e-3 to 3e-3 falls from 16.1
-    to 2.8 in its steps 5 to 20); a warning where less than 1.5 is left, when all positions are as good as one.
+    only, for small models pass through it in their first steps and go on to train; a warning where less than 1.5 is
+    left. That bound is argued and not measured: at a rank of 1 all positions are one, at 2 they still span a plane.
     """
 
     code = "RS304"
