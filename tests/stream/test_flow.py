@@ -178,6 +178,8 @@ def test_the_models_own_input_as_the_skip() -> None:
     branch = torch.autograd.grad(mlp(leaf), leaf, g)[0]
     expected = (g.norm().item(), g.norm().item(), branch.norm().item())
     assert (m.backward.arriving, m.backward.identity, m.backward.branch) == pytest.approx(expected, **EXACT)
+    cosine = torch.cosine_similarity(g.flatten(), branch.flatten(), dim=0).item()
+    assert m.backward.cosine == pytest.approx(cosine, **EXACT)
     assert not x.requires_grad
 
 

@@ -129,26 +129,6 @@ def test_cosine_and_parts_sum_to_what_arrives_at_the_fork(kind: type[models.Stac
         assert b.elsewhere <= 1e-10 * (b.identity + b.branch)
 
 
-def test_cosine_by_hand() -> None:
-    mlp = models.Mlp().double()
-
-    class Bare(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mlp = mlp
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.mlp(x)
-
-    x = torch.randn(3, 6, dtype=torch.float64)
-    (m,) = residuum.flow(Bare(), x, loss=lambda y: y.square().sum()).all_measured
-    g = 2 * (x + mlp(x)).detach()
-    leaf = x.clone().requires_grad_()
-    branch = torch.autograd.grad(mlp(leaf), leaf, g)[0]
-    expected = torch.cosine_similarity(g.flatten(), branch.flatten(), dim=0).item()
-    assert m.backward.cosine == pytest.approx(expected, **EXACT)
-
-
 def test_log_slope() -> None:
     assert log_slope([3 * 0.5**i for i in range(7)]) == pytest.approx(math.log(0.5))
     assert log_slope([1.0, None, 4.0, 0.0, math.nan, math.inf]) == pytest.approx(math.log(2))

@@ -77,6 +77,11 @@ def carries_state(node: Node) -> bool:
     return True
 
 
+def picks_one(node: Node) -> bool:
+    """One step of a sequence, as a recurrence reads it: no state of the whole."""
+    return node.op in ("__getitem__", "select") and len(node.shape) < len(node.inputs[0].shape)
+
+
 def _state_written(node: Node) -> list[Node]:
     """What an assignment to a part writes there, if it is a state."""
     return [value for value in node.inputs[-1:] if value.role == ACTIVATION and carries_state(value)]

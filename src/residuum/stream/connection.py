@@ -3,8 +3,8 @@
     y = x + f(x)
 
 An addition is a residual connection if one operand, the *skip*, still carries an earlier value x (through nothing but
-views, casts, scales, gates and dropout), and the other, the *write*, was computed from the same x through an operation
-with weights. That x is where the stream *forks*.
+norms and what `carry.py` lets pass), and the other, the *write*, was computed from the same x through an operation
+that transforms: with weights, or by pooling or a Fourier transform. That x is where the stream *forks*.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from residuum.stream import ops
-from residuum.stream.carry import carried
+from residuum.stream.carry import carried, picks_one
 from residuum.stream.node import ACTIVATION, WEIGHT, Connection, Node
 from residuum.stream.normalisation import normalised_by
-from residuum.stream.projection import picks_one, projected_fork
+from residuum.stream.projection import projected_fork
 
 # A sum of more addends than these is an average over many values, not a state and what is written to it.
 MOST = 4

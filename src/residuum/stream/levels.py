@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from residuum.stream import ops
 from residuum.stream.capture import Capture
 from residuum.stream.node import WEIGHT, Node
 
-# Functions that leave a few values of many, and those that may then leave fewer.
+# Functions that leave a few values of many; a limit may then leave fewer.
 ROUND = frozenset(
     {"round", "round_", "floor", "floor_", "ceil", "ceil_", "trunc", "trunc_", "fix", "sign", "sign_", "sgn"}
 )
-CLAMP = frozenset({"clamp", "clamp_", "clip", "clip_", "hardtanh", "hardtanh_"})
 
 
 class LevelCapture(Capture):
@@ -30,7 +30,7 @@ class LevelCapture(Capture):
 
     def _record(self, op: str, inputs: tuple[Node, ...], role: str, value: Tensor) -> Node:
         node = super()._record(op, inputs, role, value)
-        rounded = op in ROUND or (op in CLAMP and any(n in self._same for n in inputs))
+        rounded = op in ROUND or (op in ops.CLAMP and any(n in self._same for n in inputs))
         if role == WEIGHT and rounded and value.numel() > 1 and not value.is_meta:
             self._same[node] = torch.eq(*value.detach().aminmax())
         return node

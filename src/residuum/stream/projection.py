@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from residuum.stream import ops
+from residuum.stream.carry import picks_one
 from residuum.stream.node import Node
 from residuum.stream.normalisation import normalised_by
 
@@ -57,11 +58,6 @@ def projected_fork(skip: Node, write: Node) -> Node | None:
         for parent in node.activations:
             heappush(pending, (parent, stage))
     return None
-
-
-def picks_one(node: Node) -> bool:
-    """One step of a sequence, as a recurrence reads it: no state of the whole."""
-    return node.op in ("__getitem__", "select") and len(node.shape) < len(node.inputs[0].shape)
 
 
 def _is_upsampled(node: Node) -> bool:
