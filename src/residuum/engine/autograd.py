@@ -1,0 +1,26 @@
+"""The engine that PyTorch is: it records the forward and walks the record backward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from residuum.model import ModelConfig, Transformer
+
+if TYPE_CHECKING:
+    from residuum.engine.engine import Batch
+
+
+class Autograd:
+    """`Transformer.loss`, then `.backward()`. Runs every configuration."""
+
+    def check(self, config: ModelConfig) -> None:
+        """There is nothing that it cannot run."""
+
+    def loss_and_grads(self, model: Transformer, batch: Batch, scale: float = 1.0) -> Float[Tensor, ""]:
+        """The loss of (tokens, targets); `scale` times its gradient is added to every parameter's `.grad`."""
+        loss = model.loss(*batch)
+        (loss * scale).backward()
+        return loss.detach()

@@ -1,0 +1,39 @@
+"""What an engine is. PyTorch is not loaded here, so that the scalar engine can be read and run without it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from residuum.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from residuum.model import ModelConfig, Transformer
+
+    Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
+
+ENGINES = {"autograd": "Autograd"}
+
+
+class Engine(Protocol):
+    """A way to a loss and its gradients."""
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises `InputError`, naming the field, for a configuration that this engine cannot run."""
+
+    def loss_and_grads(self, model: Transformer, batch: Batch, scale: float = 1.0) -> Float[Tensor, ""]:
+        """The mean cross-entropy of `batch` = (tokens, targets) in nats per token, as `Transformer.loss` defines it.
+
+        `scale` times its gradient is added to every parameter's `.grad`; the loss comes back unscaled.
+        """
+
+
+def make_engine(name: str) -> Engine:
+    """The engine called `name`. Raises `InputError` if there is none."""
+    if name not in ENGINES:
+        raise InputError(f"engine = '{name}' is no engine: choose {', '.join(ENGINES)}")
+    module = import_module(f"residuum.engine.{name}")  # PyTorch loads here, for those that need it
+    return getattr(module, ENGINES[name])()
