@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from residuum.model.attend import attend, attend_backward
 from residuum.model.config import ModelConfig
+from residuum.model.dropout import Dropout
 from residuum.model.linear import Linear
-from residuum.model.positions import rotate
+from residuum.model.positions import rotate, rotate_backward
+
+Saved = tuple[Any, ...]
 
 
 class LayerCache:
@@ -42,7 +48,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.kv_heads, self.d_head = config.n_heads, config.kv_heads, config.d_head
         self.causal = config.causal
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
         width = self.kv_heads * self.d_head
         self.q = Linear(config.d_model, config.d_model, config.bias, config.init_std)
         self.k = Linear(config.d_model, width, config.bias, config.init_std)
@@ -57,26 +63,56 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """`angles` are the rotary cosine and sine of these places; `mask` is True where a token is no padding."""
-        batch, length, d_model = x.shape
-        q = self.q(x).view(batch, length, self.n_heads, self.d_head).transpose(1, 2)
-        k = self.k(x).view(batch, length, self.kv_heads, self.d_head).transpose(1, 2)
-        v = self.v(x).view(batch, length, self.kv_heads, self.d_head).transpose(1, 2)
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.append(k, v)
+        length = q.shape[2]
         allowed = self._allowed(mask, length, k.shape[2], x.device)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=allowed,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.dropout.p if self.training else 0.0,
             is_causal=self.causal and allowed is None and length > 1,
             enable_gqa=self.kv_heads != self.n_heads,
         )
-        y = self.out(y.transpose(1, 2).reshape(batch, length, d_model))
-        return F.dropout(y, self.dropout, self.training)
+        return self.dropout(self.out(_joined(y)))
+
+    def explicit_forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        angles: tuple[Tensor, Tensor] | None = None,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
+        """Keeps x and what the scaled dot product keeps: q, k and v as turned, its output, a number for each row."""
+        q, k, v = (self._heads(part.forward(x)) for part in (self.q, self.k, self.v))
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        allowed = self._allowed(mask, q.shape[2], k.shape[2], x.device)
+        attended, kept = attend(q, k, v, self.causal, allowed, self.dropout)
+        y, dropped = self.dropout.explicit_forward(self.out.forward(_joined(attended)))
+        return y, (x, attended, kept, angles, dropped)
+
+    def explicit_backward(
+        self, dy: Float[Tensor, "batch pos d_model"], saved: Saved
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Back through the output map, the scaled dot product, the rotation; x was read three times, so dx is a sum."""
+        x, attended, kept, angles, dropped = saved
+        dy = self.dropout.explicit_backward(dy, dropped)
+        dattended = self._heads(self.out.explicit_backward(dy, _joined(attended)))
+        dq, dk, dv = attend_backward(dattended, attended, kept)
+        if angles is not None:
+            dq, dk = rotate_backward(dq, *angles), rotate_backward(dk, *angles)
+        dx = self.q.explicit_backward(_joined(dq), x)
+        dx += self.k.explicit_backward(_joined(dk), x)
+        dx += self.v.explicit_backward(_joined(dv), x)
+        return dx
+
+    def _heads(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
+        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
     def _allowed(self, mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """Which key each query may see, or None where the fused kernel's own causal flag says it all."""
@@ -89,3 +125,7 @@ class Attention(nn.Module):
             return allowed
         # A padded query may see itself: a row with nothing to see would be 0/0.
         return (allowed & mask[:, None, None, :]) | (places == own)
+
+
+def _joined(x: Float[Tensor, "batch heads pos d_head"]) -> Float[Tensor, "batch pos width"]:
+    return x.transpose(1, 2).flatten(2)

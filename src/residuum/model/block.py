@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from residuum.model.attention import Attention, LayerCache
 from residuum.model.config import ModelConfig
 from residuum.model.feedforward import make_feedforward
-from residuum.model.residual import residual_named
+from residuum.model.residual import Parts, residual_named
+from residuum.model.residual.base import Saved
 
 
 class Block(nn.Module):
@@ -31,3 +32,23 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         x = self.attn_residual(x, self.attn, angles, mask, cache)
         return self.ff_residual(x, self.ff)
+
+    def explicit_forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        angles: tuple[Tensor, Tensor] | None = None,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
+        x, of_attn = self.attn_residual.explicit_forward(x, self.attn, angles, mask)
+        x, of_ff = self.ff_residual.explicit_forward(x, self.ff)
+        return x, (of_attn, of_ff)
+
+    def explicit_backward(
+        self, dy: Float[Tensor, "batch pos d_model"], saved: Saved, parts: list[Parts] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """`parts` receives both parts of the gradient at each connection, the last connection's first."""
+        of_attn, of_ff = saved
+        del saved  # so that what each connection kept is freed as soon as it is used
+        dy = self.ff_residual.explicit_backward(dy, of_ff, parts)
+        del of_ff
+        return self.attn_residual.explicit_backward(dy, of_attn, parts)

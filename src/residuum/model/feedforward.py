@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
+from residuum.model.dropout import Dropout
 from residuum.model.linear import Linear
+
+Saved = tuple[Any, ...]
+
+ROWS = 256
+"""Rows that the explicit pair takes at a time: many enough for the matrix product, few enough to stay in the cache."""
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -17,7 +25,38 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "squared_relu": squared_relu}
+class Activation(NamedTuple):
+    """A non-linearity and its gradient: `backward(dy, x)` = dy ⊙ f′(x)."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+def gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """dy ⊙ (Φ(x) + x φ(x)), the product rule on x Φ(x); Φ and φ are the normal distribution and its density."""
+    return torch.ops.aten.gelu_backward(dy, x)
+
+
+def relu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """dy where x > 0, else 0."""
+    return torch.ops.aten.threshold_backward(dy, x, 0)
+
+
+def squared_relu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """dy ⊙ 2 max(x, 0)."""
+    return F.relu(x).mul_(2).mul_(dy)
+
+
+def silu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """dy ⊙ σ(x) (1 + x (1 − σ(x))), the product rule on x σ(x) with σ′ = σ (1 − σ)."""
+    return torch.ops.aten.silu_backward(dy, x)
+
+
+ACTIVATIONS = {
+    "gelu": Activation(F.gelu, gelu_backward),
+    "relu": Activation(F.relu, relu_backward),
+    "squared_relu": Activation(squared_relu, squared_relu_backward),
+}
 
 
 class FeedForward(nn.Module):
@@ -27,11 +66,30 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = Linear(config.d_model, config.ff_width, config.bias, config.init_std)
         self.down = Linear(config.ff_width, config.d_model, config.bias, config.write_std)
-        self.activation = ACTIVATIONS[config.activation]
-        self.dropout = config.dropout
+        self.act = ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        return F.dropout(self.down(self.activation(self.up(x))), self.dropout, self.training)
+        return self.dropout(self.down(self.act.forward(self.up(x))))
+
+    def explicit_forward(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Float[Tensor, "*rows d_model"], Saved]:
+        """Keeps x and u = x W_upᵀ; act(u) is cheaper to compute again."""
+        u = self.up.forward(x)
+        y = by_rows(lambda u: self.down.forward(self.act.forward(u)), u)
+        y, dropped = self.dropout.explicit_forward(y)
+        return y, (x, u, dropped)
+
+    def explicit_backward(self, dy: Float[Tensor, "*rows d_model"], saved: Saved) -> Float[Tensor, "*rows d_model"]:
+        """From the end to the start: the write's gradient, through W_down, through act at u, through W_up."""
+        x, u, dropped = saved
+        dy = self.dropout.explicit_backward(dy, dropped)
+
+        def backward(dy: Tensor, u: Tensor, x: Tensor) -> Tensor:
+            da = self.down.explicit_backward(dy, self.act.forward(u))
+            du = self.act.backward(da, u)
+            return self.up.explicit_backward(du, x)
+
+        return by_rows(backward, dy, u, x)
 
 
 class SwiGLU(nn.Module):
@@ -42,10 +100,46 @@ class SwiGLU(nn.Module):
         self.gate = Linear(config.d_model, config.ff_width, config.bias, config.init_std)
         self.up = Linear(config.d_model, config.ff_width, config.bias, config.init_std)
         self.down = Linear(config.ff_width, config.d_model, config.bias, config.write_std)
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        return F.dropout(self.down(F.silu(self.gate(x)) * self.up(x)), self.dropout, self.training)
+        return self.dropout(self.down(F.silu(self.gate(x)) * self.up(x)))
+
+    def explicit_forward(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Float[Tensor, "*rows d_model"], Saved]:
+        """Keeps x and both products with it."""
+        gate, up = self.gate.forward(x), self.up.forward(x)
+        y = by_rows(lambda gate, up: self.down.forward(F.silu(gate).mul_(up)), gate, up)
+        y, dropped = self.dropout.explicit_forward(y)
+        return y, (x, gate, up, dropped)
+
+    def explicit_backward(self, dy: Float[Tensor, "*rows d_model"], saved: Saved) -> Float[Tensor, "*rows d_model"]:
+        """Each factor of the product receives the other times da; x receives the sum of what both maps give back."""
+        x, gate, up, dropped = saved
+        dy = self.dropout.explicit_backward(dy, dropped)
+
+        def backward(dy: Tensor, gate: Tensor, up: Tensor, x: Tensor) -> Tensor:
+            silu = F.silu(gate)
+            da = self.down.explicit_backward(dy, silu * up)
+            dgate = silu_backward(da * up, gate)
+            dx = self.gate.explicit_backward(dgate, x)
+            return dx.add_(self.up.explicit_backward(da.mul_(silu), x))
+
+        return by_rows(backward, dy, gate, up, x)
+
+
+def by_rows(function: Callable[..., Tensor], *tensors: Float[Tensor, "*rows _"]) -> Float[Tensor, "*rows out"]:
+    """`function` of all rows, ROWS at a time: what lies between its input and its output never exists as a whole."""
+    first = tensors[0]
+    rows = [tensor.flatten(0, -2) for tensor in tensors]
+    if len(rows[0]) <= ROWS:
+        return function(*rows).unflatten(0, first.shape[:-1])
+    y = torch.empty(0)
+    for start in range(0, len(rows[0]), ROWS):
+        part = function(*(tensor[start : start + ROWS] for tensor in rows))
+        if not start:
+            y = part.new_empty(len(rows[0]), part.shape[-1])
+        y[start : start + ROWS] = part
+    return y.unflatten(0, first.shape[:-1])
 
 
 def make_feedforward(config: ModelConfig) -> FeedForward | SwiGLU:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from residuum.model.gradient import accumulate, accumulate_product
+
 
 class Linear(nn.Module):
     """y = x Wᵀ + b, with W ~ N(0, std²) and b = 0 at the start; std = 0 starts W at zero.
@@ -22,3 +24,16 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         return F.linear(x, self.weight, self.bias)
+
+    def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
+        """Keeps x, which the gradient of W needs."""
+        return F.linear(x, self.weight, self.bias), x
+
+    def explicit_backward(self, dy: Float[Tensor, "*rows d_out"], x: Tensor) -> Float[Tensor, "*rows d_in"]:
+        """dW = Σ_rows dyᵀ x, db = Σ_rows dy, dx = dy W: every entry of y is a sum of products, so each factor
+        receives the other one times dy."""
+        rows = dy.flatten(0, -2)
+        accumulate_product(self.weight, rows, x.flatten(0, -2))
+        if self.bias is not None:
+            accumulate(self.bias, rows.sum(0))
+        return dy @ self.weight

@@ -8,10 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
+from residuum.model.gradient import accumulate
+
+Rows = Float[Tensor, "*rows d_model"]
+Saved = tuple[Tensor, ...]
 
 
 class LayerNorm(nn.Module):
-    """y = (x − mean(x)) / √(var(x) + ε) · gain + bias, mean and (biased) variance over d_model.
+    """y = x̂ · gain + bias with x̂ = (x − mean(x)) / √(var(x) + ε), mean and (biased) variance over d_model.
 
     Source: Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450.
     """
@@ -22,12 +26,46 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_model)) if bias else None
         self.eps = eps
 
-    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    def forward(self, x: Rows) -> Rows:
         return F.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
+
+    def explicit_forward(self, x: Rows) -> tuple[Rows, Saved]:
+        """Keeps x and two numbers a row, mean and 1/√(var + ε): all else is cheaper to compute again."""
+        y, mean, rstd = torch.native_layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
+        return y, (x, mean, rstd)
+
+    def explicit_again(self, saved: Saved) -> Rows:
+        """y once more, from what was kept."""
+        return self.forward(saved[0])
+
+    def explicit_backward(self, dy: Rows, saved: Saved) -> Rows:
+        """With g = dy · gain: dx = (g − mean(g) − x̂ · mean(g ⊙ x̂)) / √(var + ε), dgain = Σ_rows dy ⊙ x̂, dbias = Σ_rows dy.
+
+        x moves y directly, by moving the mean (all entries alike: mean(g) goes) and by moving the variance (along x̂: the
+        part of g along x̂ goes). `layer_norm_gradients` says it in so many steps; this is PyTorch's kernel for the same,
+        which reads each row once.
+        """
+        x, mean, rstd = saved
+        wanted = [True, True, self.bias is not None]
+        dx, dgain, dbias = torch.ops.aten.native_layer_norm_backward(
+            dy.contiguous(), x, self.gain.shape, mean, rstd, self.gain, self.bias, wanted
+        )
+        accumulate(self.gain, dgain)
+        if self.bias is not None:
+            accumulate(self.bias, dbias)
+        return dx
+
+
+def layer_norm_gradients(dy: Rows, x: Rows, mean: Tensor, rstd: Tensor, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dgain and dbias of layer norm, step by step: the reference for `LayerNorm.explicit_backward`."""
+    normed = (x - mean) * rstd
+    g = dy * gain
+    dx = (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True)) * rstd
+    return dx, (dy * normed).flatten(0, -2).sum(0), dy.flatten(0, -2).sum(0)
 
 
 class RMSNorm(nn.Module):
-    """y = x / √(mean(x²) + ε) · gain, the mean over d_model.
+    """y = x̂ · gain with x̂ = x / √(mean(x²) + ε), the mean over d_model.
 
     Source: Zhang, Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
@@ -37,8 +75,30 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(d_model))
         self.eps = eps
 
-    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    def forward(self, x: Rows) -> Rows:
         return F.rms_norm(x, self.gain.shape, self.gain, self.eps)
+
+    def explicit_forward(self, x: Rows) -> tuple[Rows, Saved]:
+        """Keeps x and one number a row, 1/√(mean(x²) + ε)."""
+        scale = (torch.linalg.vecdot(x, x) / x.shape[-1] + self.eps).rsqrt_().unsqueeze(-1)
+        return (x * scale).mul_(self.gain), (x, scale)
+
+    def explicit_again(self, saved: Saved) -> Rows:
+        """y once more, from what was kept."""
+        x, scale = saved
+        return (x * scale).mul_(self.gain)
+
+    def explicit_backward(self, dy: Rows, saved: Saved) -> Rows:
+        """With g = dy · gain: dx = (g − x̂ · mean(g ⊙ x̂)) / √(mean(x²) + ε), dgain = Σ_rows dy ⊙ x̂.
+
+        x moves y directly, and by moving its own size: the part of g along x̂ only stretches x, and y does not see it.
+        """
+        x, scale = saved
+        normed = x * scale
+        accumulate(self.gain, (dy * normed).flatten(0, -2).sum(0))
+        g = dy * self.gain
+        along = torch.linalg.vecdot(g, normed).unsqueeze(-1) / x.shape[-1]
+        return g.sub_(normed.mul_(along)).mul_(scale)
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:

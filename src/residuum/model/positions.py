@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from residuum.model.gradient import zeros_grad
+
 
 class LearnedPositions(nn.Module):
     """A trained vector for each place, added to the embedding."""
@@ -17,6 +19,14 @@ class LearnedPositions(nn.Module):
 
     def forward(self, start: int, length: int) -> Float[Tensor, "pos d_model"]:
         return self.weight[start : start + length]
+
+    def explicit_forward(self, start: int, length: int) -> tuple[Float[Tensor, "pos d_model"], int]:
+        """Keeps where the places begin."""
+        return self.weight[start : start + length], start
+
+    def explicit_backward(self, dy: Float[Tensor, "batch pos d_model"], start: int) -> None:
+        """dW[start + t] = Σ_batch dy[:, t]: each sequence read the same vector."""
+        zeros_grad(self.weight)[start : start + dy.shape[1]] += dy.sum(0)
 
 
 class SinusoidalPositions(nn.Module):
@@ -37,6 +47,12 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, start: int, length: int) -> Float[Tensor, "pos d_model"]:
         return self.table[start : start + length]
+
+    def explicit_forward(self, start: int, length: int) -> tuple[Float[Tensor, "pos d_model"], int]:
+        return self.table[start : start + length], start
+
+    def explicit_backward(self, dy: Float[Tensor, "batch pos d_model"], start: int) -> None:
+        """Nothing here is trained."""
 
 
 class RotaryPositions(nn.Module):
@@ -64,6 +80,13 @@ def rotate(
     """Turn each pair (a, b) of entries by its place's angle: (a cos − b sin, b cos + a sin)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+def rotate_backward(
+    dy: Float[Tensor, "batch heads pos d_head"], cos: Float[Tensor, "pos half"], sin: Float[Tensor, "pos half"]
+) -> Float[Tensor, "batch heads pos d_head"]:
+    """A rotation's transpose turns back by the same angle."""
+    return rotate(dy, cos, -sin)
 
 
 def _angles(context: int, width: int, base: float) -> Float[Tensor, "pos half"]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from residuum.model.attention import LayerCache
 from residuum.model.block import Block
 from residuum.model.config import ModelConfig
+from residuum.model.cross_entropy import cross_entropy
+from residuum.model.dropout import Dropout
 from residuum.model.embedding import Embedding
 from residuum.model.linear import Linear
 from residuum.model.norm import make_norm
 from residuum.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from residuum.model.residual import residual_named
+from residuum.model.residual.base import Saved
 
 
 class Transformer(nn.Module):
@@ -35,6 +37,7 @@ class Transformer(nn.Module):
             self.positions = SinusoidalPositions(config.context, config.d_model)
         else:
             self.rotary = RotaryPositions(config.context, config.d_head, config.rotary_base)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.final_norm = make_norm(config) if residual_named(config.residual).final_norm else None
         self.head: Linear | None = None
@@ -72,14 +75,32 @@ class Transformer(nn.Module):
         if self.positions is not None:
             x = x + self.positions(start, length)
         angles = self.rotary(start, length) if self.rotary is not None else None
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             x = block(x, angles, mask, cache[layer] if cache else None)
         return x if self.final_norm is None else self.final_norm(x)
 
     def loss(self, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
         """Mean cross-entropy of `targets`, in nats per token; a target of −100 counts for nothing."""
-        return F.cross_entropy(self(tokens).flatten(0, 1).float(), targets.flatten())
+        return cross_entropy(self(tokens), targets)
+
+    def explicit_embed(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
+        """The stream's first state, state[0]."""
+        x, of_embedding = self.embedding.explicit_forward(tokens)
+        of_positions = None
+        if self.positions is not None:
+            places, of_positions = self.positions.explicit_forward(0, tokens.shape[1])
+            x = x + places
+        x, dropped = self.dropout.explicit_forward(x)
+        return x, (of_embedding, of_positions, dropped)
+
+    def explicit_embed_backward(self, dx: Float[Tensor, "batch pos d_model"], saved: Saved) -> None:
+        """Where the gradient ends: in the rows of both tables that were read."""
+        of_embedding, of_positions, dropped = saved
+        dx = self.dropout.explicit_backward(dx, dropped)
+        if self.positions is not None:
+            self.positions.explicit_backward(dx, of_positions)
+        self.embedding.explicit_backward(dx, of_embedding)
 
     def new_cache(self, batch: int) -> list[LayerCache]:
         """Empty keys and values for every layer, room for `config.context` tokens."""

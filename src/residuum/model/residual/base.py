@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from residuum.errors import InputError
 from residuum.model.config import ModelConfig
+
+Saved = tuple[Any, ...]
+
+
+class Parts(NamedTuple):
+    """The two parts of the gradient at a residual connection. Shapes: [batch, pos, d_model]."""
+
+    identity: Tensor
+    branch: Tensor
+
+
+class Branch(Protocol):
+    """What a residual connection joins to the stream. The first thing that `explicit_forward` keeps is its input."""
+
+    def __call__(self, x: Tensor, *args: Any) -> Tensor: ...
+
+    def explicit_forward(self, x: Tensor, *args: Any) -> tuple[Tensor, Saved]: ...
+
+    def explicit_backward(self, dy: Tensor, saved: Saved) -> Tensor: ...
+
 
 REGISTRY: dict[str, type[Residual]] = {}
 
@@ -30,7 +49,15 @@ class Residual(nn.Module):
         super().__init_subclass__()
         REGISTRY[cls.name] = cls
 
-    def forward(self, x: Tensor, branch: Callable[..., Tensor], *args: object) -> Tensor:
+    def forward(self, x: Tensor, branch: Branch, *args: Any) -> Tensor:
+        raise NotImplementedError
+
+    def explicit_forward(self, x: Tensor, branch: Branch, *args: Any) -> tuple[Tensor, Saved]:
+        """y, and what `explicit_backward` needs: the branch itself is part of it."""
+        raise NotImplementedError
+
+    def explicit_backward(self, dy: Tensor, saved: Saved, parts: list[Parts] | None = None) -> Tensor:
+        """dx, the sum of what comes back on the identity path and on the branch path; `parts` receives both."""
         raise NotImplementedError
 
 
@@ -39,3 +66,10 @@ def residual_named(name: str) -> type[Residual]:
     if name not in REGISTRY:
         raise InputError(f"model.residual = '{name}' is no residual connection: choose {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
+
+
+def joined(identity: Tensor, branch: Tensor, parts: list[Parts] | None) -> Tensor:
+    """Where the gradient's two paths meet again: dx = identity part + branch part."""
+    if parts is not None:
+        parts.append(Parts(identity, branch))
+    return identity + branch

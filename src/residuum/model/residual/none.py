@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from residuum.model.residual.base import Residual
+from residuum.model.residual.base import Branch, Parts, Residual, Saved
+
+Stream = Float[Tensor, "batch pos d_model"]
 
 
 class NoResidual(Residual):
@@ -16,7 +18,14 @@ class NoResidual(Residual):
     name = "none"
     final_norm = True
 
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], branch: Callable[..., Tensor], *args: object
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         return branch(x, *args)
+
+    def explicit_forward(self, x: Stream, branch: Branch, *args: Any) -> tuple[Stream, Saved]:
+        write, of_branch = branch.explicit_forward(x, *args)
+        return write, (branch, of_branch)
+
+    def explicit_backward(self, dy: Stream, saved: Saved, parts: list[Parts] | None = None) -> Stream:
+        """No connection, no parts: nothing is handed over."""
+        branch, of_branch = saved
+        return branch.explicit_backward(dy, of_branch)

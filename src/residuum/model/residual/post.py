@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from residuum.model.config import ModelConfig
 from residuum.model.norm import make_norm
-from residuum.model.residual.base import Residual
+from residuum.model.residual.base import Branch, Parts, Residual, Saved, joined
+
+Stream = Float[Tensor, "batch pos d_model"]
 
 
 class Post(Residual):
@@ -25,7 +27,15 @@ class Post(Residual):
         super().__init__(config, layer)
         self.norm = make_norm(config)
 
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], branch: Callable[..., Tensor], *args: object
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         return self.norm(x + branch(x, *args))
+
+    def explicit_forward(self, x: Stream, branch: Branch, *args: Any) -> tuple[Stream, Saved]:
+        write, of_branch = branch.explicit_forward(x, *args)
+        y, of_norm = self.norm.explicit_forward(x + write)
+        return y, (branch, of_norm, of_branch)
+
+    def explicit_backward(self, dy: Stream, saved: Saved, parts: list[Parts] | None = None) -> Stream:
+        branch, of_norm, of_branch = saved
+        dsum = self.norm.explicit_backward(dy, of_norm)
+        return joined(dsum, branch.explicit_backward(dsum, of_branch), parts)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from residuum.model.config import ModelConfig
 from residuum.model.norm import make_norm
-from residuum.model.residual.base import Residual
+from residuum.model.residual.base import Branch, Parts, Residual, Saved, joined
+
+Stream = Float[Tensor, "batch pos d_model"]
 
 
 class Pre(Residual):
@@ -25,7 +27,17 @@ class Pre(Residual):
         super().__init__(config, layer)
         self.norm = make_norm(config)
 
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], branch: Callable[..., Tensor], *args: object
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         return x + branch(self.norm(x), *args)
+
+    def explicit_forward(self, x: Stream, branch: Branch, *args: Any) -> tuple[Stream, Saved]:
+        """Forgets norm(x), the branch's input, which is cheaper to compute again than to keep."""
+        normed, of_norm = self.norm.explicit_forward(x)
+        write, (_, *of_branch) = branch.explicit_forward(normed, *args)
+        return x + write, (branch, of_norm, of_branch)
+
+    def explicit_backward(self, dy: Stream, saved: Saved, parts: list[Parts] | None = None) -> Stream:
+        branch, of_norm, of_branch = saved
+        identity = dy
+        dnormed = branch.explicit_backward(dy, (self.norm.explicit_again(of_norm), *of_branch))
+        return joined(identity, self.norm.explicit_backward(dnormed, of_norm), parts)
