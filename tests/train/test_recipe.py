@@ -77,9 +77,11 @@ def test_no_such_recipe() -> None:
 
 
 def test_every_field_explains_itself() -> None:
-    for section in (RunConfig, DataConfig, OptimConfig, ModelConfig):
+    for section in (RunConfig, DataConfig, OptimConfig, ModelConfig, Recipe):
         source = inspect.getsource(section)
         for field in dataclasses.fields(section):
+            if section is Recipe and field.name != "engine":
+                continue  # a section, whose fields explain themselves
             assert re.search(rf'^    {field.name}: .*\n    """', source, re.MULTILINE), (
                 f"{section.__name__}.{field.name}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,5 +23,6 @@ class Autograd:
     def loss_and_grads(self, model: Transformer, batch: Batch, scale: float = 1.0) -> Float[Tensor, ""]:
         """The loss of (tokens, targets); `scale` times its gradient is added to every parameter's `.grad`."""
         loss = model.loss(*batch)
-        (loss * scale).backward()
+        with torch.autocast(loss.device.type, enabled=False):  # backward, each product has its forward's type already
+            (loss * scale).backward()
         return loss.detach()

@@ -31,9 +31,17 @@ class Engine(Protocol):
         """
 
 
-def make_engine(name: str) -> Engine:
-    """The engine called `name`. Raises `InputError` if there is none."""
-    if name not in ENGINES:
-        raise InputError(f"engine = '{name}' is no engine: choose {', '.join(ENGINES)}")
+def make_engine(name: str, keep: str = "everything") -> Engine:
+    """The engine called `name`. Raises `InputError` if there is none.
+
+    `keep` is what the explicit engine keeps of the forward pass for its backward; no other engine has a choice.
+    """
+    if name not in tuple(ENGINES):  # a file may give what cannot even be looked up
+        raise InputError(f"engine = {name!r} is no engine: choose {', '.join(ENGINES)}")
+    if keep != "everything" and name != "explicit":
+        raise InputError(
+            f"run.keep = {keep!r} is the explicit engine's: set engine to explicit, or leave run.keep away"
+        )
     module = import_module(f"residuum.engine.{name}")  # PyTorch loads here, for those that need it
-    return getattr(module, ENGINES[name])()
+    kind = getattr(module, ENGINES[name])
+    return kind(keep) if name == "explicit" else kind()

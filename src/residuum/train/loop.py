@@ -6,23 +6,26 @@ import dataclasses
 import json
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from residuum.engine import make_engine
 from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.model import Transformer, generate
 from residuum.train.batches import Batches, check_length
 from residuum.train.checkpoint import (
     discard_parts,
+    list_checkpoints,
     load_moments,
     load_weights,
     save_checkpoint,
 )
+from residuum.train.culprit import culprit
 from residuum.train.evaluate import bigram_bits_per_byte, bits_per_byte
 from residuum.train.optimizer import make_optimizer
 from residuum.train.recipe import Recipe
@@ -98,12 +101,17 @@ class _Training:
     ) -> None:
         self.folder, self.recipe, self.model, self.batches = folder, recipe, model, batches
         self.held_out, self.tokenizer, self.device, self.progress = held_out, tokenizer, device, progress
+        self.engine = make_engine(recipe.engine, recipe.run.keep)
         self.optimizer = make_optimizer(model, recipe.optim, device)
 
     def run(self, bigram: float) -> None:
         """Every step that is left, with its evaluations, samples and checkpoints."""
-        folder, run, optim = self.folder, self.recipe.run, self.recipe.optim
         first, metrics, samples = self._begin(bigram)
+        with closing(metrics), closing(samples):
+            self._steps(first, metrics, samples)
+
+    def _steps(self, first: int, metrics: Log, samples: Log) -> None:
+        folder, run, optim = self.folder, self.recipe.run, self.recipe.optim
         made_from = folder.made_from()
         clock, since = time.perf_counter(), first
         for step in range(first, run.steps):
@@ -112,7 +120,8 @@ class _Training:
             done = step + 1
             evaluated = done % run.eval_every == 0 or done == run.steps
             saved = done % run.checkpoint_every == 0 or done == run.steps
-            self._check_sound(done, loss, norm, look_at_weights=evaluated or saved)
+            if evaluated or saved:
+                self._check_weights(done, loss, norm)
             if evaluated or done % run.log_every == 0 or done == 1:
                 line: dict[str, float] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm}
                 line["train_bits_per_byte"] = loss / math.log(2) / float(self.tokenizer.token_bytes[targets].mean())
@@ -133,8 +142,6 @@ class _Training:
                 save_checkpoint(
                     folder.checkpoints, done, self.model, self.optimizer, log_bytes, made_from, run.keep_checkpoints
                 )
-        metrics.close()
-        samples.close()
 
     def _begin(self, bigram: float) -> tuple[int, Log, Log]:
         """Take up the newest checkpoint: the steps already done, and both logs as they were then."""
@@ -157,10 +164,12 @@ class _Training:
         return checkpoint.step if checkpoint else 0, metrics, samples
 
     def _step(self, step: int, lr: float) -> tuple[float, float, NDArray[np.int64]]:
-        """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, and the targets."""
+        """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, and the targets.
+
+        Raises `InputError`, before anything is updated, where loss or norm is not finite.
+        """
         optim = self.recipe.optim
-        # Dropout must not remember what was drawn before a kill, so every step starts its own sequence.
-        torch.manual_seed(self.recipe.run.seed * 1_000_003 + step)
+        self._seed(step)
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -168,24 +177,46 @@ class _Training:
         total, targets = torch.zeros((), device=self.device), []
         for micro in range(optim.accumulate):
             x, y = self.batches.at(step, micro)
-            with _precision(self.recipe.run.precision, self.device):
-                loss = self.model.loss(x.to(self.device), y.to(self.device)) / optim.accumulate
-            loss.backward()
-            total += loss.detach()
+            with self._autocast():
+                loss = self.engine.loss_and_grads(
+                    self.model, (x.to(self.device), y.to(self.device)), scale=1 / optim.accumulate
+                )
+            total += loss / optim.accumulate
             targets.append(y.numpy())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip or float("inf"))
+        mean, length = torch.stack((total, norm)).tolist()  # waits for the device, once a step
+        if not (math.isfinite(mean) and math.isfinite(length)):
+            raise self._diverged(step + 1, mean, length, self._culprit(step))
         self.optimizer.step()
-        return float(total), float(norm), np.concatenate(targets)
+        return mean, length, np.concatenate(targets)
 
-    def _check_sound(self, done: int, loss: float, norm: float, look_at_weights: bool) -> None:
-        """Stop before anything is made of what is not finite; the update itself may overflow, so weights count too."""
-        sound = math.isfinite(loss) and math.isfinite(norm)
-        if sound and not (look_at_weights and not all(bool(p.isfinite().all()) for p in self.model.parameters())):
-            return
-        optim = self.recipe.optim
-        raise InputError(
-            f"training diverged at step {done} (loss {loss:.3g}, gradient norm {norm:.3g}): start a new run with a "
-            f"lower optim.lr ({optim.lr:g}) or a longer optim.warmup ({optim.warmup}): "
+    def _seed(self, step: int) -> None:
+        # Dropout must not remember what was drawn before a kill, so every step starts its own sequence.
+        torch.manual_seed(self.recipe.run.seed * 1_000_003 + step)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return _precision(self.recipe.run.precision, self.device)
+
+    def _culprit(self, step: int) -> str:
+        accumulate = self.recipe.optim.accumulate
+        batches = (self.batches.at(step, micro) for micro in range(accumulate))
+        self._seed(step)
+        return culprit(self.model, self.engine, batches, step + 1, 1 / accumulate, self._autocast)
+
+    def _check_weights(self, done: int, loss: float, norm: float) -> None:
+        """Stop before anything is made of weights that are not finite: the update itself may overflow."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise self._diverged(done, loss, norm, f"its update left {name} not finite")
+
+    def _diverged(self, done: int, loss: float, norm: float, found: str) -> InputError:
+        optim, kept = self.recipe.optim, list_checkpoints(self.folder.checkpoints)
+        saved = "no checkpoint was written before it"
+        if kept:
+            saved = f"{kept[-1].name} stays (residuum train --resume {self.folder.path} repeats what came after it)"
+        return InputError(
+            f"training diverged at step {done} (loss {loss:.3g}, gradient norm {norm:.3g}): {found}; {saved}; "
+            f"start a new run with a lower optim.lr ({optim.lr:g}) or a longer optim.warmup ({optim.warmup}): "
             f"residuum train {self.folder.recipe_file} --run.dir ANOTHER --optim.lr {optim.lr / 10:g}"
         )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from residuum.engine import make_engine
 from residuum.errors import InputError
 from residuum.fields import check_fields, check_range
 from residuum.model.config import ModelConfig
@@ -44,6 +46,9 @@ class RunConfig:
     """cpu, cuda, cuda:1, mps …; auto takes cuda where there is one, else the cpu."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; auto takes bfloat16 on a cuda device that has it, else float32."""
+    keep: str = "everything"
+    """What the explicit engine keeps for its backward: everything; block-inputs, computing each block again; or every-K
+    (every-4, say), the input of every K-th block only."""
 
     def __post_init__(self) -> None:
         check_fields(self, "run")
@@ -52,6 +57,8 @@ class RunConfig:
         check_range(self, "run", 0, 2**32 - 1, ("seed", "sample_tokens"))
         if self.dir == "":
             raise InputError("run.dir is empty: give a folder, or leave it away")
+        if not re.fullmatch("everything|block-inputs|every-[1-9][0-9]{0,5}", self.keep):
+            raise InputError(f"run.keep is {self.keep!r}: give everything, block-inputs, or every-K, such as every-4")
 
 
 @dataclass(frozen=True)
@@ -127,11 +134,14 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: str = "autograd"
+    """Way to the loss and its gradients; autograd is PyTorch's own."""
 
     def __post_init__(self) -> None:
         residual_named(self.model.residual)
         if not self.model.causal or self.model.head == "none":
             raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
+        make_engine(self.engine, self.run.keep).check(self.model)
 
 
 def load_recipe(name: str) -> Recipe:
@@ -155,10 +165,10 @@ def load_recipe(name: str) -> Recipe:
         raise InputError(f"recipe {path}: a number has more digits than a float can hold") from None
 
 
-def as_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Sections and their keys, as TOML holds them: a None is left out."""
-    sections = dataclasses.asdict(recipe)
-    return {section: {k: v for k, v in keys.items() if v is not None} for section, keys in sections.items()}
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """The engine, and sections and their keys, as TOML holds them: a None is left out."""
+    content = dataclasses.asdict(recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+    return {"engine": content.pop("engine"), **content}
 
 
 def _build(kind: Any, content: dict[str, Any], where: str, prefix: str) -> Any:
