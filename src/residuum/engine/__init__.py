@@ -1,4 +1,4 @@
-"""Three ways to a loss and its gradients: PyTorch's autograd, a backward derived by hand, and scalars in plain Python."""
+"""Three ways to a loss and its gradients: PyTorch's autograd, a backward derived by hand, scalars in plain Python."""
 
 from residuum.engine.engine import ENGINES, Engine, make_engine
 

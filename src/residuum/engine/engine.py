@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
 
-ENGINES = {"autograd": "Autograd"}
+ENGINES = {"autograd": "autograd:Autograd", "scalar": "scalar.engine:Scalar"}
+"""Where in this room each one's class stands."""
 
 
 class Engine(Protocol):
@@ -35,5 +36,5 @@ def make_engine(name: str) -> Engine:
     """The engine called `name`. Raises `InputError` if there is none."""
     if name not in ENGINES:
         raise InputError(f"engine = '{name}' is no engine: choose {', '.join(ENGINES)}")
-    module = import_module(f"residuum.engine.{name}")  # PyTorch loads here, for those that need it
-    return getattr(module, ENGINES[name])()
+    module, kind = ENGINES[name].split(":")
+    return getattr(import_module(f"residuum.engine.{module}"), kind)()  # PyTorch loads here
