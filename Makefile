@@ -43,6 +43,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/structure.py
+	$(BIN)/python benchmarks/scalar.py
 
 faults: .venv/dev
 	$(BIN)/pytest tests/faults -m faults

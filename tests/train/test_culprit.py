@@ -18,7 +18,7 @@ from residuum.cli import main
 from residuum.engine.autograd import Autograd
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
-from residuum.model.feedforward import ACTIVATIONS
+from residuum.model.feedforward import ACTIVATIONS, Activation, gelu_backward
 from residuum.stream import TraceError, where_nan
 from residuum.train import Recipe, RunFolder, train
 from residuum.train.batches import Batches
@@ -99,7 +99,7 @@ class Armed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Tensor], Tensor]) -> None:
         self.bad, self.armed = bad, False
-        monkeypatch.setitem(ACTIVATIONS, "gelu", self.__call__)
+        monkeypatch.setitem(ACTIVATIONS, "gelu", Activation(self.__call__, gelu_backward))
 
     def arm(self, model: Transformer) -> None:
         self.armed = True

@@ -102,9 +102,9 @@ def test_a_step_is_pytorch_bit_for_bit(precision: str, text_folder: Path, tmp_pa
         ("engine = 3", "", "engine = 3 is no engine: choose autograd"),
         ("engine = ['autograd']", "", r"engine = \['autograd'\] is no engine: choose autograd"),
         ("engin = 'autograd'", "", r"no key 'engin': did you mean 'engine'\?"),
-        ("", "keep = 'some'", "run.keep is 'some': give everything, block-inputs, or every-K, such as every-4"),
-        ("", "keep = 'every-0'", "run.keep is 'every-0': give everything"),
-        ("", "keep = 'every-'", "run.keep is 'every-': give everything"),
+        ("engine = 'explicit'", "keep = 'some'", "run.keep = 'some' .* give everything, block-inputs or every-4"),
+        ("engine = 'explicit'", "keep = 'every-0'", "run.keep = 'every-0' is nothing that can be kept"),
+        ("engine = 'explicit'", "keep = 'every-'", "run.keep = 'every-' is nothing that can be kept"),
         ("", "keep = 4", "run.keep is 4: give a str"),
         ("", "keep = 'every-4'", "run.keep = 'every-4' is the explicit engine's: set engine to explicit, or leave"),
         ("engine = 'autograd'", "keep = 'block-inputs'", "run.keep = 'block-inputs' is the explicit engine's"),
@@ -140,7 +140,7 @@ class Picky:
 
 @pytest.fixture
 def picky(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENGINES, "picky", "Picky")
+    monkeypatch.setitem(ENGINES, "picky", "picky:Picky")
     monkeypatch.setitem(sys.modules, "residuum.engine.picky", SimpleNamespace(Picky=Picky))
 
 
@@ -163,21 +163,15 @@ def test_what_an_engine_cannot_run_is_refused_before_anything_is_written(
     assert "model.n_layers is more than the picky engine takes" in capsys.readouterr().err
 
 
-def test_only_the_explicit_engine_is_told_what_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENGINES, "explicit", "Explicit")
-    monkeypatch.setitem(
-        sys.modules, "residuum.engine.explicit", SimpleNamespace(Explicit=lambda keep: SimpleNamespace(keep=keep))
-    )
-    assert make_engine("explicit", "every-4").keep == "every-4"
-    assert make_engine("explicit").keep == "everything"
+def test_only_the_explicit_engine_is_told_what_to_keep() -> None:
+    assert make_engine("explicit", "every-4").segment == 4
+    assert make_engine("explicit", "block-inputs").segment == 1
+    assert make_engine("explicit").segment is None
     with pytest.raises(InputError, match=r"run\.keep = 'every-4' is the explicit engine's"):
         make_engine("autograd", "every-4")
 
 
-def test_a_recipe_survives_toml_with_its_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    explicit = SimpleNamespace(Explicit=lambda keep: SimpleNamespace(check=lambda config: None))
-    monkeypatch.setitem(ENGINES, "explicit", "Explicit")
-    monkeypatch.setitem(sys.modules, "residuum.engine.explicit", explicit)
+def test_a_recipe_survives_toml_with_its_engine(tmp_path: Path) -> None:
     recipe = replace(Recipe(), engine="explicit", run=RunConfig(keep="every-2"))
     path = tmp_path / "recipe.toml"
     path.write_text(tomli_w.dumps(as_dict(recipe)))

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
 
-ENGINES = {"autograd": "Autograd"}
+ENGINES = {"autograd": "autograd:Autograd", "explicit": "explicit:Explicit", "scalar": "scalar.engine:Scalar"}
+"""Where in this room each one's class stands."""
 
 
 class Engine(Protocol):
@@ -42,6 +43,6 @@ def make_engine(name: str, keep: str = "everything") -> Engine:
         raise InputError(
             f"run.keep = {keep!r} is the explicit engine's: set engine to explicit, or leave run.keep away"
         )
-    module = import_module(f"residuum.engine.{name}")  # PyTorch loads here, for those that need it
-    kind = getattr(module, ENGINES[name])
-    return kind(keep) if name == "explicit" else kind()
+    module, kind = ENGINES[name].split(":")
+    engine = getattr(import_module(f"residuum.engine.{module}"), kind)  # PyTorch loads here
+    return engine(keep) if name == "explicit" else engine()

@@ -2,63 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
-from residuum.model.block import Block
 from residuum.model.cross_entropy import explicit_cross_entropy
+from residuum.model.residual import Parts, Residual, residual_named
 
 if TYPE_CHECKING:
     from residuum.engine.engine import Batch
 
 
 class Explicit:
-    """`explicit_forward` from part to part, then `explicit_backward` from the last to the first."""
+    """`explicit_forward` from part to part, then `explicit_backward` from the last to the first.
 
-    def __init__(self, segment: int | None = None) -> None:
-        self.segment = segment
+    `keep` says what is kept of the forward for the backward: `everything` that is not cheap to compute again, only
+    `block-inputs`, from which each block is computed once more, or `every-K`, the input of each K-th block. With
+    `main_grads`, weights of less than float32 get a float32 `.grad`, so that sums over many batches lose nothing
+    (it takes a PyTorch whose tensors have `grad_dtype`).
+    """
 
-    def loss_and_grads(self, model: Transformer, batch: Batch, scale: float = 1.0, parts=None) -> Float[Tensor, ""]:
+    def __init__(self, keep: str = "everything", main_grads: bool = False) -> None:
+        self.segment = _segment(keep)
+        self.main_grads = main_grads
+        if main_grads and not hasattr(Tensor, "grad_dtype"):
+            raise InputError("main_grads takes a newer PyTorch, whose tensors have grad_dtype: leave it away")
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuses what has no loss, and a connection whose backward nobody has written."""
+        if config.head == "none":
+            raise InputError("engine = 'explicit' takes a head, from which the loss comes: set model.head to tied")
+        if residual_named(config.residual).explicit_backward is Residual.explicit_backward:
+            raise InputError(
+                f"engine = 'explicit' has no backward for model.residual = '{config.residual}': "
+                "write its explicit_forward and explicit_backward, or set engine to autograd"
+            )
+
+    @overload
+    def loss_and_grads(
+        self, model: Transformer, batch: Batch, scale: float = 1.0, flow: Literal[False] = False
+    ) -> Float[Tensor, ""]: ...
+
+    @overload
+    def loss_and_grads(
+        self, model: Transformer, batch: Batch, scale: float = 1.0, *, flow: Literal[True]
+    ) -> tuple[Float[Tensor, ""], list[Parts]]: ...
+
+    @torch.no_grad()
+    def loss_and_grads(
+        self, model: Transformer, batch: Batch, scale: float = 1.0, flow: bool = False
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], list[Parts]]:
+        """The loss of (tokens, targets); `scale` times its gradient is added to every parameter's `.grad`.
+
+        With `flow` also both parts of that gradient at each residual connection, in the order of the forward.
+        """
+        assert model.head is not None
+        if self.main_grads:
+            for parameter in model.parameters():
+                parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
         tokens, targets = batch
-        with torch.no_grad():
-            x, of_embed = model.explicit_embed(tokens)
-            angles = model.rotary(0, tokens.shape[1]) if model.rotary is not None else None
-            blocks = list(model.blocks)
-            size = self.segment or len(blocks)
-            segments = [blocks[i : i + size] for i in range(0, len(blocks), size)]
-            inputs = []
-            for segment in segments[:-1]:
-                inputs.append(x)
-                for block in segment:
-                    x = block.explicit_forward(x, angles)[0]
-            x, saved = _forward(segments[-1], x, angles)
-            if model.final_norm is not None:
-                x, of_norm = model.final_norm.explicit_forward(x)
-            loss, dx = explicit_cross_entropy(x, model.head, targets, scale)
-            del x
-            if model.final_norm is not None:
-                dx = model.final_norm.explicit_backward(dx, of_norm)
-                del of_norm
-            dx = _backward(segments[-1], dx, saved, parts)
-            for segment in reversed(segments[:-1]):
-                dx = _backward(segment, dx, _forward(segment, inputs.pop(), angles)[1], parts)
-            model.explicit_embed_backward(dx, of_embed)
-        return loss
+        parts: list[Parts] | None = [] if flow else None
 
-def _forward(blocks, x, angles):
-    saved = []
-    for block in blocks:
-        x, kept = block.explicit_forward(x, angles)
-        saved.append(kept)
-        del kept
-    return x, saved
+        x, of_embed = model.explicit_embed(tokens)
+        segments = self._segments(model, tokens.shape[1])
+        for segment in segments:
+            x = segment.forward(x, keep=segment is segments[-1])
+        of_norm: Any = None
+        if model.final_norm is not None:
+            x, of_norm = model.final_norm.explicit_forward(x)
 
-def _backward(blocks, dx, saved, parts):
-    for block in reversed(blocks):
-        dx = block.explicit_backward(dx, saved.pop(), parts)
-    return dx
+        loss, dx = explicit_cross_entropy(x, model.head, targets, scale)
+        del x
+
+        if model.final_norm is not None:
+            dx = model.final_norm.explicit_backward(dx, of_norm)
+            del of_norm
+        while segments:
+            dx = segments.pop().backward(dx, parts)
+        model.explicit_embed_backward(dx, of_embed)
+        return (loss, parts[::-1]) if parts is not None else loss
+
+    def _segments(self, model: Transformer, length: int) -> list[_Segment]:
+        angles = model.rotary(0, length) if model.rotary is not None else None
+        draws = model.training and model.config.dropout > 0
+        size = self.segment or len(model.blocks)
+        return [
+            _Segment(list(model.blocks[start : start + size]), angles, draws)
+            for start in range(0, len(model.blocks), size)
+        ]
+
+
+class _Segment:
+    """Blocks in a row. Either all that their backward needs is kept, or their input and what dropout will draw."""
+
+    def __init__(self, blocks: list[Any], angles: tuple[Tensor, Tensor] | None, draws: bool) -> None:
+        self.blocks, self.angles, self.draws = blocks, angles, draws
+        self.saved: list[Any] = []
+        self.begin: tuple[Tensor, Tensor | None] | None = None
+
+    def forward(self, x: Tensor, keep: bool) -> Tensor:
+        if not keep:
+            self.begin = x, _random(x).get_rng_state() if self.draws else None
+        for block in self.blocks:
+            x, saved = block.explicit_forward(x, self.angles)
+            if keep:
+                self.saved.append(saved)
+        return x
+
+    def backward(self, dx: Tensor, parts: list[Parts] | None) -> Tensor:
+        if self.begin is not None:
+            self._forward_again(*self.begin)
+        for block in reversed(self.blocks):
+            dx = block.explicit_backward(dx, self.saved.pop(), parts)
+        return dx
+
+    def _forward_again(self, x: Tensor, state: Tensor | None) -> None:
+        """Drops what was dropped the first time, and leaves the random numbers as they are now."""
+        if state is None:
+            self.forward(x, keep=True)
+            return
+        now = _random(x).get_rng_state()
+        _random(x).set_rng_state(state)
+        self.forward(x, keep=True)
+        _random(x).set_rng_state(now)
+
+
+def _random(x: Tensor) -> Any:
+    """Where the random numbers of a tensor's device come from."""
+    return torch.random if x.device.type == "cpu" else torch.get_device_module(x.device)
+
+
+def _segment(keep: str) -> int | None:
+    """How many blocks share one kept input; None where everything is kept."""
+    if keep == "everything":
+        return None
+    if keep == "block-inputs":
+        return 1
+    number = re.fullmatch(r"every-([1-9]\d*)", keep)
+    if number is None:
+        raise InputError(f"run.keep = {keep!r} is nothing that can be kept: give everything, block-inputs or every-4")
+    return int(number[1])

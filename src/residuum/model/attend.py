@@ -16,12 +16,11 @@ Allowed = Bool[Tensor, "#batch 1 queries keys"] | Bool[Tensor, "queries keys"]
 Kept = tuple[Any, ...]
 
 
-def attend(
-    q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout
-) -> tuple[Heads, Kept]:
-    """softmax(q kᵀ / √d_head) v and what `attend_backward` needs; where `allowed` is given it says all, else `causal`.
+def attend(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout) -> tuple[Heads, Kept]:
+    """y = softmax(q kᵀ / √d_head) v, and what else `attend_backward` needs.
 
-    A pattern from which entries are dropped has to exist as a whole; the fused kernels never write it down.
+    `allowed`, where given, says all of what may be seen; else `causal` does. A pattern from which entries are dropped
+    has to exist as a whole; the fused kernels never write it down.
     """
     if dropout.training and dropout.p > 0:
         return naive(q, k, v, causal, allowed, dropout)
@@ -30,44 +29,50 @@ def attend(
     return by_autograd(q, k, v, causal, allowed)
 
 
-def attend_backward(dy: Heads, y: Heads, kept: Kept) -> tuple[Heads, Heads, Heads]:
+def attend_backward(dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, kept: Kept) -> tuple[Heads, Heads, Heads]:
     """dq, dk, dv."""
     backward, *rest = kept
-    return backward(dy, y, *rest)
+    return backward(dy, q, k, v, y, *rest)
 
 
-def naive(
-    q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout
-) -> tuple[Heads, Kept]:
-    """P = softmax(q kᵀ / √d_head), y = dropout(P) v, with the whole pattern P [batch, heads, queries, keys] in memory."""
+def naive(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout) -> tuple[Heads, Kept]:
+    """P = softmax(q kᵀ / √d_head), y = dropout(P) v, with all of P [batch, heads, queries, keys] in memory."""
     if allowed is None and causal:
         allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    group = q.shape[1] // k.shape[1]
-    keys, values = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = q @ keys.mT / q.shape[-1] ** 0.5
+    keys, values = _shared(k, q), _shared(v, q)
+    scores = q @ keys.mT * q.shape[-1] ** -0.5
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     pattern = scores.softmax(-1)
     seen, dropped = dropout.explicit_forward(pattern)
-    return seen @ values, (naive_backward, q, k, v, pattern, dropped, dropout)
+    return seen @ values, (naive_backward, pattern, dropped, dropout)
 
 
 def naive_backward(
-    dy: Heads, y: Heads, q: Heads, k: Heads, v: Heads, pattern: Tensor, dropped: Tensor | None, dropout: Dropout
+    dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, pattern: Tensor, dropped: Tensor | None, dropout: Dropout
 ) -> tuple[Heads, Heads, Heads]:
-    """dv = dropout(P)ᵀ dy, dP = dropout(dy vᵀ), dS = P ⊙ (dP − Σ_keys P ⊙ dP), dq = dS k / √d_head, dk = dSᵀ q / √d_head.
+    """dv = D(P)ᵀ dy, dP = D(dy vᵀ), dS = P ⊙ (dP − Σ P ⊙ dP), dq = dS k / √d_head, dk = dSᵀ q / √d_head.
 
-    Softmax's rows sum to one whatever the scores, so what all of a row's dP have in common is taken off. Query heads that
-    share a key head each give it a gradient; it receives their sum.
+    D is dropout with the mask of the forward. A row of softmax sums to one whatever its scores, so what all of a row's
+    dP have in common is taken off; that sum over keys is Σ dy ⊙ y. Query heads that share a head of keys each give it
+    a gradient, and it receives the sum.
     """
-    group, scale = q.shape[1] // k.shape[1], q.shape[-1] ** -0.5
-    keys, values = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    seen = dropout.explicit_backward(pattern, dropped)  # the same entries dropped, the same scale
-    dv = seen.mT @ dy
+    scale = q.shape[-1] ** -0.5
+    keys, values = _shared(k, q), _shared(v, q)
+    dv = dropout.explicit_backward(pattern, dropped).mT @ dy
     dpattern = dropout.explicit_backward(dy @ values.mT, dropped)
-    dscores = pattern * (dpattern - (pattern * dpattern).sum(-1, keepdim=True))
+    dscores = pattern * (dpattern - (dy * y).sum(-1, keepdim=True))
     dq, dk = dscores @ keys * scale, dscores.mT @ q * scale
-    return dq, dk.unflatten(1, (-1, group)).sum(2), dv.unflatten(1, (-1, group)).sum(2)
+    return dq, _summed(dk, k), _summed(dv, v)
+
+
+def _shared(x: Heads, q: Heads) -> Heads:
+    """Each head of keys or values once for every query head that reads it."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _summed(dx: Heads, x: Heads) -> Heads:
+    return dx.unflatten(1, (x.shape[1], -1)).sum(2)
 
 
 def fused(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Kept]:
@@ -77,17 +82,17 @@ def fused(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -
     """
     bias = None
     if allowed is not None:
+        causal = False
         bias = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device).masked_fill_(~allowed, float("-inf"))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    causal = causal and allowed is None
     y, logsumexp = kernel(q, k, v, 0.0, causal, attn_mask=bias)
-    return y, (fused_backward, q, k, v, logsumexp, causal, bias)
+    return y, (fused_backward, logsumexp, causal, bias)
 
 
 def fused_backward(
-    dy: Heads, y: Heads, q: Heads, k: Heads, v: Heads, logsumexp: Tensor, causal: bool, bias: Tensor | None
+    dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, logsumexp: Tensor, causal: bool, bias: Tensor | None
 ) -> tuple[Heads, Heads, Heads]:
-    """`naive_backward` with P computed again block by block, and Σ_keys P ⊙ dP taken as Σ_d dy ⊙ y, which it equals."""
+    """`naive_backward` with P computed again block by block."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     dq, dk, dv = kernel(dy, q, k, v, y, logsumexp, 0.0, causal, attn_mask=bias)
     return dq, dk, dv
@@ -97,12 +102,17 @@ def by_autograd(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | N
     """The same on a device whose kernels PyTorch chooses among: their backward is reached through its autograd."""
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        gqa = q.shape[1] != k.shape[1]
-        y = F.scaled_dot_product_attention(*inputs, allowed, is_causal=causal and allowed is None, enable_gqa=gqa)
+        causal, gqa = causal and allowed is None, q.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(
+            inputs[0], inputs[1], inputs[2], attn_mask=allowed, is_causal=causal, enable_gqa=gqa
+        )
     return y.detach(), (by_autograd_backward, y, inputs)
 
 
-def by_autograd_backward(dy: Heads, y: Heads, attended: Tensor, inputs: list[Tensor]) -> tuple[Heads, Heads, Heads]:
+def by_autograd_backward(
+    dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, attended: Tensor, inputs: list[Tensor]
+) -> tuple[Heads, Heads, Heads]:
     """One kernel's backward, called by PyTorch."""
+    del q, k, v, y  # PyTorch's record holds its own
     dq, dk, dv = torch.autograd.grad(attended, inputs, dy)
     return dq, dk, dv

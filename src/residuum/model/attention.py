@@ -87,23 +87,27 @@ class Attention(nn.Module):
         angles: tuple[Tensor, Tensor] | None = None,
         mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
-        """Keeps x and what the scaled dot product keeps: q, k and v as turned, its output, a number for each row."""
-        q, k, v = (self._heads(part.forward(x)) for part in (self.q, self.k, self.v))
+        """Keeps x, k, v, what was attended to, and what the scaled dot product asks for; q is computed again."""
+        q, k, v = (self._heads(part.explicit_forward(x)[0]) for part in (self.q, self.k, self.v))
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         allowed = self._allowed(mask, q.shape[2], k.shape[2], x.device)
         attended, kept = attend(q, k, v, self.causal, allowed, self.dropout)
-        y, dropped = self.dropout.explicit_forward(self.out.forward(_joined(attended)))
-        return y, (x, attended, kept, angles, dropped)
+        y, _ = self.out.explicit_forward(_joined(attended))
+        y, dropped = self.dropout.explicit_forward(y)
+        return y, (x, k, v, attended, kept, angles, dropped)
 
     def explicit_backward(
         self, dy: Float[Tensor, "batch pos d_model"], saved: Saved
     ) -> Float[Tensor, "batch pos d_model"]:
         """Back through the output map, the scaled dot product, the rotation; x was read three times, so dx is a sum."""
-        x, attended, kept, angles, dropped = saved
+        x, k, v, attended, kept, angles, dropped = saved
         dy = self.dropout.explicit_backward(dy, dropped)
         dattended = self._heads(self.out.explicit_backward(dy, _joined(attended)))
-        dq, dk, dv = attend_backward(dattended, attended, kept)
+        q = self._heads(self.q.explicit_forward(x)[0])
+        if angles is not None:
+            q = rotate(q, *angles)
+        dq, dk, dv = attend_backward(dattended, q, k, v, attended, kept)
         if angles is not None:
             dq, dk = rotate_backward(dq, *angles), rotate_backward(dk, *angles)
         dx = self.q.explicit_backward(_joined(dq), x)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from residuum.model.gradient import accumulate_product
 from residuum.model.linear import Linear
 
 NOT_COUNTED = -100
@@ -15,7 +14,7 @@ NOT_COUNTED = -100
 
 CHUNK = 2**18
 """Scores that exist at a time, unless that were fewer than `LEAST_ROWS` rows of them."""
-LEAST_ROWS = 128
+LEAST_ROWS = 256
 
 
 def cross_entropy(scores: Float[Tensor, "batch pos vocab"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
@@ -28,7 +27,7 @@ def explicit_cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch pos d_model"]]:
     """Loss of scores = x Wᵀ, and `scale` times its gradients: dx is returned, dW added to the head's `.grad`.
 
-    d loss / d scores = (softmax(scores) − onehot(target)) / n, for n targets that count. A loss is the last thing that is
+    d loss / d scores = (softmax(scores) − onehot(target)) / n, for n targets that count. A loss is the last thing
     computed, so its gradient waits for nothing: forward and backward are one, some rows at a time, and the scores of
     all places, vocab numbers each, never exist together.
     """
@@ -41,7 +40,7 @@ def explicit_cross_entropy(
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         target, weight = wanted[part], weights[part]
-        scores = head.forward(rows[part])
+        scores, _ = head.explicit_forward(rows[part])
         logs = at_least_float32(scores).log_softmax(-1)
         loss = loss - (logs.gather(-1, target) * weight).sum()
         dscores = logs.exp_().scatter_add_(-1, target, logs.new_full((), -1.0).expand_as(target)).mul_(weight * scale)

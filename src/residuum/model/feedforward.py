@@ -74,8 +74,8 @@ class FeedForward(nn.Module):
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Float[Tensor, "*rows d_model"], Saved]:
         """Keeps x and u = x W_upᵀ; act(u) is cheaper to compute again."""
-        u = self.up.forward(x)
-        y = by_rows(lambda u: self.down.forward(self.act.forward(u)), u)
+        u, _ = self.up.explicit_forward(x)
+        y = by_rows(lambda u: self.down.explicit_forward(self.act.forward(u))[0], u)
         y, dropped = self.dropout.explicit_forward(y)
         return y, (x, u, dropped)
 
@@ -107,8 +107,8 @@ class SwiGLU(nn.Module):
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Float[Tensor, "*rows d_model"], Saved]:
         """Keeps x and both products with it."""
-        gate, up = self.gate.forward(x), self.up.forward(x)
-        y = by_rows(lambda gate, up: self.down.forward(F.silu(gate).mul_(up)), gate, up)
+        gate, up = self.gate.explicit_forward(x)[0], self.up.explicit_forward(x)[0]
+        y = by_rows(lambda gate, up: self.down.explicit_forward(F.silu(gate) * up)[0], gate, up)
         y, dropped = self.dropout.explicit_forward(y)
         return y, (x, gate, up, dropped)
 

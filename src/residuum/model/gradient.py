@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from residuum.model.product import product
+
+BLOCK = 512
+
 
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
     """grad ← grad + gradient. The tensor given must be nobody else's: it may become `.grad` itself."""
@@ -15,15 +19,18 @@ def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad += gradient
 
 
-def accumulate_product(
-    weight: nn.Parameter, dy: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"]
-) -> None:
-    """grad ← grad + dyᵀ x, without a matrix between where the types allow it. Shapes: grad [d_out, d_in]."""
-    grad = weight.grad
-    if grad is not None and grad.dtype == dy.dtype == x.dtype:
-        grad.addmm_(dy.t(), x)
-    else:
-        accumulate(weight, dy.t() @ x)
+def accumulate_product(weight: nn.Parameter, dy: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"]) -> None:
+    """grad ← grad + dyᵀ x, some rows of it at a time: a second matrix as large as W never exists.
+
+    Shapes: grad [d_out, d_in].
+    """
+    if weight.grad is None and len(weight) <= BLOCK:
+        accumulate(weight, product(dy.t(), x.t()))
+        return
+    grad, xt = zeros_grad(weight), x.t()
+    for start in range(0, len(weight), BLOCK):
+        block = slice(start, start + BLOCK)
+        grad[block] += product(dy[:, block].t(), xt)
 
 
 def zeros_grad(parameter: nn.Parameter) -> Tensor:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.model.gradient import accumulate, accumulate_product
+from residuum.model.product import product
 
 
 class Linear(nn.Module):
@@ -27,7 +28,7 @@ class Linear(nn.Module):
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
         """Keeps x, which the gradient of W needs."""
-        return F.linear(x, self.weight, self.bias), x
+        return product(x, self.weight, self.bias), x
 
     def explicit_backward(self, dy: Float[Tensor, "*rows d_out"], x: Tensor) -> Float[Tensor, "*rows d_in"]:
         """dW = Σ_rows dyᵀ x, db = Σ_rows dy, dx = dy W: every entry of y is a sum of products, so each factor
@@ -36,4 +37,4 @@ class Linear(nn.Module):
         accumulate_product(self.weight, rows, x.flatten(0, -2))
         if self.bias is not None:
             accumulate(self.bias, rows.sum(0))
-        return dy @ self.weight
+        return product(dy, self.weight.t())

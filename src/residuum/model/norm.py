@@ -39,11 +39,11 @@ class LayerNorm(nn.Module):
         return self.forward(saved[0])
 
     def explicit_backward(self, dy: Rows, saved: Saved) -> Rows:
-        """With g = dy · gain: dx = (g − mean(g) − x̂ · mean(g ⊙ x̂)) / √(var + ε), dgain = Σ_rows dy ⊙ x̂, dbias = Σ_rows dy.
+        """dx = (g − mean(g) − x̂ · mean(g ⊙ x̂)) / √(var + ε) with g = dy · gain; dgain = Σ dy ⊙ x̂, dbias = Σ dy.
 
-        x moves y directly, by moving the mean (all entries alike: mean(g) goes) and by moving the variance (along x̂: the
-        part of g along x̂ goes). `layer_norm_gradients` says it in so many steps; this is PyTorch's kernel for the same,
-        which reads each row once.
+        x moves y directly, by moving the mean (all entries alike: mean(g) is taken off) and by moving the variance
+        (along x̂: the part of g along x̂ is taken off). `layer_norm_gradients` says it in so many steps; here
+        PyTorch's kernel does, which reads each row once.
         """
         x, mean, rstd = saved
         wanted = [True, True, self.bias is not None]
@@ -89,7 +89,7 @@ class RMSNorm(nn.Module):
         return (x * scale).mul_(self.gain)
 
     def explicit_backward(self, dy: Rows, saved: Saved) -> Rows:
-        """With g = dy · gain: dx = (g − x̂ · mean(g ⊙ x̂)) / √(mean(x²) + ε), dgain = Σ_rows dy ⊙ x̂.
+        """dx = (g − x̂ · mean(g ⊙ x̂)) / √(mean(x²) + ε) with g = dy · gain; dgain = Σ dy ⊙ x̂.
 
         x moves y directly, and by moving its own size: the part of g along x̂ only stretches x, and y does not see it.
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -57,8 +56,6 @@ class RunConfig:
         check_range(self, "run", 0, 2**32 - 1, ("seed", "sample_tokens"))
         if self.dir == "":
             raise InputError("run.dir is empty: give a folder, or leave it away")
-        if not re.fullmatch("everything|block-inputs|every-[1-9][0-9]{0,5}", self.keep):
-            raise InputError(f"run.keep is {self.keep!r}: give everything, block-inputs, or every-K, such as every-4")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ class Parts(NamedTuple):
     branch: Tensor
 
 
+@runtime_checkable
 class Branch(Protocol):
     """What a residual connection joins to the stream. The first thing that `explicit_forward` keeps is its input."""
 

@@ -26,6 +26,7 @@ class NoResidual(Residual):
         return write, (branch, of_branch)
 
     def explicit_backward(self, dy: Stream, saved: Saved, parts: list[Parts] | None = None) -> Stream:
-        """No connection, no parts: nothing is handed over."""
+        """There is no connection, so `parts` receives nothing."""
+        del parts
         branch, of_branch = saved
         return branch.explicit_backward(dy, of_branch)
