@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from residuum.audit.rules import RULES
@@ -15,6 +17,7 @@ from residuum.model import ModelConfig, Transformer
 from residuum.model.residual import REGISTRY
 
 ROOT = Path(__file__).parents[1]
+BACKPROP = sorted((ROOT / "docs" / "backprop").glob("*.md"))
 
 
 def python_blocks(page: str) -> list[str]:
@@ -55,6 +58,36 @@ def test_the_readme_lists_every_rule() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        for link in re.findall(r"\]\(([^)#]+)|(?:src|srcset)=\"([^\"]+)\"", (ROOT / page).read_text()):
-            assert (ROOT / next(filter(None, link))).exists(), (page, link)
+    for page in (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *BACKPROP):
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)#]+)|(?:src|srcset)=\"([^\"]+)\"", prose):
+            address = next(filter(None, link))
+            assert address.startswith("https://") or (page.parent / address).exists(), (page.name, address)
+
+
+@pytest.mark.parametrize("page", BACKPROP, ids=lambda page: page.stem)
+def test_derivations_agree_with_autograd(page: Path) -> None:
+    text = page.read_text()
+    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        above = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback names the page's own lines
+        exec(compile(above + block[1], str(page), "exec"), {"__name__": page.stem})
+
+
+def test_every_derivation_names_the_lines_it_lives_on_now() -> None:
+    spec = importlib.util.spec_from_file_location("write_backprop_lines", ROOT / "docs" / "write_backprop_lines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    committed = {page.name: page.read_text() for page in BACKPROP}
+    stale = [name for name, text in writer.pages().items() if text != committed[name]]
+    assert not stale, "run python docs/write_backprop_lines.py"
+    for page, text in committed.items():
+        lines = [link for link in re.findall(r"\[[^]]*\]\([^)]+\)", text) if ".py#" in link]
+        assert [link for link in lines if not writer.LINK.fullmatch(link)] == [], f"{page}: no object is named"
+        assert lines, page
+
+
+def test_the_index_lists_every_derivation() -> None:
+    index = (ROOT / "docs" / "backprop" / "README.md").read_text()
+    assert [page.name for page in BACKPROP if f"]({page.name})" not in index] == ["README.md"]
