@@ -116,7 +116,7 @@ class Attention(nn.Module):
         return dx
 
     def _heads(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
-        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.d_head).transpose(1, 2)
 
     def _allowed(self, mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """Which key each query may see, or None where the fused kernel's own causal flag says it all."""
