@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -12,10 +10,9 @@ from torch import Tensor, nn
 from residuum.model.attend import attend, attend_backward
 from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
+from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
 from residuum.model.positions import rotate, rotate_backward
-
-Saved = tuple[Any, ...]
 
 
 class LayerCache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
+from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
-
-Saved = tuple[Any, ...]
 
 ROWS = 256
 """Rows that the explicit pair takes at a time: many enough for the matrix product, few enough to stay in the cache."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from residuum.model.product import product
+
+Saved = tuple[Any, ...]
+"""What a part keeps of its forward for its backward."""
 
 BLOCK = 512
 """Rows of a weight's gradient that are computed at a time, so that what is added to it is small."""

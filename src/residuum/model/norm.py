@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
-from residuum.model.gradient import accumulate
+from residuum.model.gradient import Saved, accumulate
 
 Rows = Float[Tensor, "*rows d_model"]
-Saved = tuple[Tensor, ...]
 
 
 class LayerNorm(nn.Module):
