@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
-from residuum.model.gradient import accumulate
+from residuum.model.gradient import Saved, accumulate
 
 Rows = Float[Tensor, "*rows d_model"]
-Saved = tuple[Tensor, ...]
 
 
 class LayerNorm(nn.Module):
@@ -80,7 +79,7 @@ class RMSNorm(nn.Module):
 
     def explicit_forward(self, x: Rows) -> tuple[Rows, Saved]:
         """Keeps x and one number a row, 1/√(mean(x²) + ε)."""
-        scale = (torch.linalg.vecdot(x, x) / x.shape[-1] + self.eps).rsqrt_().unsqueeze(-1)
+        scale = (x * x).mean(-1, keepdim=True).add_(self.eps).rsqrt_()
         return (x * scale).mul_(self.gain), (x, scale)
 
     def explicit_again(self, saved: Saved) -> Rows:
@@ -95,10 +94,10 @@ class RMSNorm(nn.Module):
         """
         x, scale = saved
         normed = x * scale
-        accumulate(self.gain, (dy * normed).flatten(0, -2).sum(0))
-        g = dy * self.gain
-        along = torch.linalg.vecdot(g, normed).unsqueeze(-1) / x.shape[-1]
-        return g.sub_(normed.mul_(along)).mul_(scale)
+        products = dy * normed
+        along = (products @ self.gain).unsqueeze(-1)
+        accumulate(self.gain, products.flatten(0, -2).sum(0))
+        return torch.addcmul(dy * self.gain, normed, along, value=-1 / x.shape[-1]).mul_(scale)
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
