@@ -33,7 +33,8 @@ def explicit_cross_entropy(
     """
     rows, wanted = x.flatten(0, -2), targets.flatten().unsqueeze(-1)
     counts = wanted != NOT_COUNTED
-    weights = counts / counts.sum()
+    # Where no target counts, the loss is 0/0 and the gradients are zero, as in PyTorch.
+    weights = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum().clamp(min=1)
     wanted = wanted.clamp(min=0)
     size = max(CHUNK // head.weight.shape[0], LEAST_ROWS)
     loss, dx = torch.zeros((), device=x.device), torch.empty_like(rows)
@@ -45,7 +46,7 @@ def explicit_cross_entropy(
         loss = loss - (logs.gather(-1, target) * weight).sum()
         dscores = logs.exp_().scatter_add_(-1, target, logs.new_full((), -1.0).expand_as(target)).mul_(weight * scale)
         dx[part] = head.explicit_backward(dscores.to(scores.dtype), rows[part])
-    return loss, dx.view_as(x)
+    return loss / counts.any(), dx.view_as(x)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

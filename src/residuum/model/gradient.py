@@ -13,6 +13,8 @@ BLOCK = 512
 
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
     """grad ← grad + gradient. The tensor given must be nobody else's: it may become `.grad` itself."""
+    if not parameter.requires_grad:
+        return
     if parameter.grad is None:
         parameter.grad = gradient.to(_grad_dtype(parameter))
     else:
@@ -24,6 +26,8 @@ def accumulate_product(weight: nn.Parameter, dy: Float[Tensor, "rows d_out"], x:
 
     Shapes: grad [d_out, d_in].
     """
+    if not weight.requires_grad:
+        return
     if weight.grad is None and len(weight) <= BLOCK:
         accumulate(weight, product(dy.t(), x.t()))
         return

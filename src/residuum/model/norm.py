@@ -80,7 +80,7 @@ class RMSNorm(nn.Module):
 
     def explicit_forward(self, x: Rows) -> tuple[Rows, Saved]:
         """Keeps x and one number a row, 1/√(mean(x²) + ε)."""
-        scale = (torch.linalg.vecdot(x, x) / x.shape[-1] + self.eps).rsqrt_().unsqueeze(-1)
+        scale = (x * x).mean(-1, keepdim=True).add_(self.eps).rsqrt_()
         return (x * scale).mul_(self.gain), (x, scale)
 
     def explicit_again(self, saved: Saved) -> Rows:
@@ -97,7 +97,7 @@ class RMSNorm(nn.Module):
         normed = x * scale
         accumulate(self.gain, (dy * normed).flatten(0, -2).sum(0))
         g = dy * self.gain
-        along = torch.linalg.vecdot(g, normed).unsqueeze(-1) / x.shape[-1]
+        along = (g * normed).mean(-1, keepdim=True)
         return g.sub_(normed.mul_(along)).mul_(scale)
 
 
