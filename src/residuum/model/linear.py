@@ -37,4 +37,4 @@ class Linear(nn.Module):
         accumulate_product(self.weight, rows, x.flatten(0, -2))
         if self.bias is not None:
             accumulate(self.bias, rows.sum(0))
-        return product(dy, self.weight.t())
+        return product(dy, self.weight.t()).to(x.dtype)  # not what autocast multiplied in
