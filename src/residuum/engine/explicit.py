@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from residuum.engine.compiled import CompiledPass
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.model.cross_entropy import explicit_cross_entropy
@@ -24,12 +25,16 @@ class Explicit:
     `keep` says what is kept of the forward for the backward: `everything` that is not cheap to compute again, only
     `block-inputs`, from which each block is computed once more, or `every-K`, the input of each K-th block. With
     `main_grads`, weights of less than float32 get a float32 `.grad`, so that sums over many batches lose nothing
-    (it takes a PyTorch whose tensors have `grad_dtype`).
+    (it takes a PyTorch whose tensors have `grad_dtype`). With `compiled`, the pass is one graph, compiled when a shape
+    of batch is first seen (it takes a C++ compiler, and half a minute).
     """
 
-    def __init__(self, keep: str = "everything", main_grads: bool = False) -> None:
+    def __init__(self, keep: str = "everything", main_grads: bool = False, compiled: bool = False) -> None:
         self.segment = _segment(keep)
-        self.main_grads = main_grads
+        self.main_grads, self.compiled = main_grads, compiled
+        self.passes: dict[Any, CompiledPass] = {}
+        if compiled and self.segment:
+            raise InputError("run.compile keeps everything: a compiler would see that a block is computed twice")
         if main_grads and not hasattr(Tensor, "grad_dtype"):
             raise InputError("main_grads takes a newer PyTorch, whose tensors have grad_dtype: leave it away")
 
@@ -59,15 +64,22 @@ class Explicit:
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], list[Parts]]:
         """The loss of (tokens, targets); `scale` times its gradient is added to every parameter's `.grad`.
 
-        With `flow` also both parts of that gradient at each residual connection, in the order of the forward.
+        With `flow` also both parts of that gradient at each residual connection, in the order of the forward; such a
+        pass is never a compiled one.
         """
-        assert model.head is not None
         if self.main_grads:
             for parameter in model.parameters():
                 parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
-        tokens, targets = batch
-        parts: list[Parts] | None = [] if flow else None
+        if flow:
+            parts: list[Parts] = []
+            return self._run(model, batch, scale, parts), parts[::-1]
+        return self._compiled(model, batch, scale) if self.compiled else self._run(model, batch, scale)
 
+    def _run(
+        self, model: Transformer, batch: Batch, scale: float, parts: list[Parts] | None = None
+    ) -> Float[Tensor, ""]:
+        assert model.head is not None
+        tokens, targets = batch
         x, of_embed = model.explicit_embed(tokens)
         segments = self._segments(model, tokens.shape[1])
         for segment in segments:
@@ -85,7 +97,16 @@ class Explicit:
         while segments:
             dx = segments.pop().backward(dx, parts)
         model.explicit_embed_backward(dx, of_embed)
-        return (loss, parts[::-1]) if parts is not None else loss
+        return loss
+
+    def _compiled(self, model: Transformer, batch: Batch, scale: float) -> Float[Tensor, ""]:
+        autocast = (
+            torch.get_autocast_dtype(batch[0].device.type) if torch.is_autocast_enabled(batch[0].device.type) else None
+        )
+        key = (model, batch[0].shape, scale, model.training, autocast)
+        if key not in self.passes:
+            self.passes[key] = CompiledPass(lambda model, batch: self._run(model, batch, scale), model, batch)
+        return self.passes[key](batch)
 
     def _segments(self, model: Transformer, length: int) -> list[_Segment]:
         angles = model.rotary(0, length) if model.rotary is not None else None

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from residuum.model.dropout import Dropout
+from residuum.model.gradient import Saved
 
 Heads = Float[Tensor, "batch heads pos d_head"]
 Allowed = Bool[Tensor, "#batch 1 queries keys"] | Bool[Tensor, "queries keys"]
-Kept = tuple[Any, ...]
 
 
-def attend(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout) -> tuple[Heads, Kept]:
+def attend(
+    q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout
+) -> tuple[Heads, Saved]:
     """y = softmax(q kᵀ / √d_head) v, and what else `attend_backward` needs.
 
     `allowed`, where given, says all of what may be seen; else `causal` does. A pattern from which entries are dropped
@@ -29,13 +29,13 @@ def attend(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, 
     return by_autograd(q, k, v, causal, allowed)
 
 
-def attend_backward(dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, kept: Kept) -> tuple[Heads, Heads, Heads]:
+def attend_backward(dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, kept: Saved) -> tuple[Heads, Heads, Heads]:
     """dq, dk, dv."""
     backward, *rest = kept
     return backward(dy, q, k, v, y, *rest)
 
 
-def naive(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout) -> tuple[Heads, Kept]:
+def naive(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout) -> tuple[Heads, Saved]:
     """P = softmax(q kᵀ / √d_head), y = dropout(P) v, with all of P [batch, heads, queries, keys] in memory."""
     if allowed is None and causal:
         allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -75,7 +75,7 @@ def _summed(dx: Heads, x: Heads) -> Heads:
     return dx.unflatten(1, (x.shape[1], -1)).sum(2)
 
 
-def fused(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Kept]:
+def fused(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Saved]:
     """The same in blocks of queries and keys, keeping log Σ exp(scores) of each row in place of the pattern.
 
     Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135; PyTorch's kernel for the CPU.
@@ -103,7 +103,7 @@ def _dense(x: Heads) -> Heads:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def by_autograd(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Kept]:
+def by_autograd(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Saved]:
     """The same on a device whose kernels PyTorch chooses among: their backward is reached through its autograd."""
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]

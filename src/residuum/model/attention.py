@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -12,10 +10,9 @@ from torch import Tensor, nn
 from residuum.model.attend import attend, attend_backward
 from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
+from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
 from residuum.model.positions import rotate, rotate_backward
-
-Saved = tuple[Any, ...]
 
 
 class LayerCache:
@@ -116,7 +113,7 @@ class Attention(nn.Module):
         return dx
 
     def _heads(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
-        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.d_head).transpose(1, 2)
 
     def _allowed(self, mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """Which key each query may see, or None where the fused kernel's own causal flag says it all."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from residuum.model.attention import Attention, LayerCache
 from residuum.model.config import ModelConfig
 from residuum.model.feedforward import make_feedforward
+from residuum.model.gradient import Saved
 from residuum.model.residual import Parts, residual_named
-from residuum.model.residual.base import Saved
 
 
 class Block(nn.Module):

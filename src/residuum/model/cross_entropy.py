@@ -31,22 +31,27 @@ def explicit_cross_entropy(
     computed, so its gradient waits for nothing: forward and backward are one, some rows at a time, and the scores of
     all places, vocab numbers each, never exist together.
     """
-    rows, wanted = x.flatten(0, -2), targets.flatten().unsqueeze(-1)
+    wanted = targets.flatten().unsqueeze(-1)
     counts = wanted != NOT_COUNTED
     # Where no target counts, the loss is 0/0 and the gradients are zero, as in PyTorch.
     weights = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum().clamp(min=1)
-    wanted = wanted.clamp(min=0)
     size = max(CHUNK // head.weight.shape[0], LEAST_ROWS)
-    loss, dx = torch.zeros((), device=x.device), torch.empty_like(rows)
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        target, weight = wanted[part], weights[part]
-        scores, _ = head.explicit_forward(rows[part])
-        logs = at_least_float32(scores).log_softmax(-1)
-        loss = loss - (logs.gather(-1, target) * weight).sum()
-        dscores = logs.exp_().scatter_add_(-1, target, logs.new_full((), -1.0).expand_as(target)).mul_(weight * scale)
-        dx[part] = head.explicit_backward(dscores.to(scores.dtype), rows[part])
-    return loss / counts.any(), dx.view_as(x)
+    loss, dx = torch.zeros((), device=x.device), []
+    chunks = (tensor.split(size) for tensor in (x.flatten(0, -2), wanted.clamp(min=0), weights))
+    for rows, target, weight in zip(*chunks, strict=True):
+        scores, _ = head.explicit_forward(rows)
+        dtype = scores.dtype
+        scores = at_least_float32(scores)
+        # In place, for no rows are wider than these: scores, then their exponentials, then their gradient.
+        scores -= scores.amax(-1, keepdim=True)
+        score = scores.gather(-1, target)
+        total = scores.exp_().sum(-1, keepdim=True)
+        loss = loss + ((total.log() - score) * weight).sum()
+        scores.mul_(weight / total).scatter_add_(-1, target, -weight)
+        if scale != 1:
+            scores *= scale
+        dx.append(head.explicit_backward(scores.to(dtype), rows))
+    return loss / counts.any(), torch.cat(dx).view_as(x)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

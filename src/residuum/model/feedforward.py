@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
+from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
-
-Saved = tuple[Any, ...]
 
 ROWS = 256
 """Rows that the explicit pair takes at a time: many enough for the matrix product, few enough to stay in the cache."""
@@ -132,14 +131,14 @@ def by_rows(function: Callable[..., Tensor], *tensors: Float[Tensor, "*rows _"])
     first = tensors[0]
     rows = [tensor.flatten(0, -2) for tensor in tensors]
     if len(rows[0]) <= ROWS:
-        return function(*rows).unflatten(0, first.shape[:-1])
+        return function(*rows).view(*first.shape[:-1], -1)
     y = torch.empty(0)
     for start in range(0, len(rows[0]), ROWS):
         part = function(*(tensor[start : start + ROWS] for tensor in rows))
         if not start:
             y = part.new_empty(len(rows[0]), part.shape[-1])
         y[start : start + ROWS] = part
-    return y.unflatten(0, first.shape[:-1])
+    return y.view(*first.shape[:-1], -1)
 
 
 def make_feedforward(config: ModelConfig) -> FeedForward | SwiGLU:

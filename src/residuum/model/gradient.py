@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from residuum.model.product import product
 
+Saved = tuple[Any, ...]
+"""What a part keeps of its forward for its backward."""
+
 BLOCK = 512
+"""Rows of a weight's gradient that are computed at a time, so that what is added to it is small."""
 
 
-def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+def accumulate(parameter: Tensor, gradient: Tensor) -> None:
     """grad ← grad + gradient. The tensor given must be nobody else's: it may become `.grad` itself."""
     if not parameter.requires_grad:
         return
     if parameter.grad is None:
-        parameter.grad = gradient.to(_grad_dtype(parameter))
+        parameter.grad = gradient.to(grad_dtype(parameter))
     else:
         parameter.grad += gradient
 
 
-def accumulate_product(weight: nn.Parameter, dy: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"]) -> None:
-    """grad ← grad + dyᵀ x, some rows of it at a time: a second matrix as large as W never exists.
-
-    Shapes: grad [d_out, d_in].
-    """
+def accumulate_product(weight: Tensor, dy: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"]) -> None:
+    """grad ← grad + dyᵀ x, a second matrix as large as W never existing. Shapes: grad [d_out, d_in]."""
     if not weight.requires_grad:
         return
     if weight.grad is None and len(weight) <= BLOCK:
-        accumulate(weight, product(dy.t(), x.t()))
+        weight.grad = product(dy.t(), x).to(grad_dtype(weight))
         return
-    grad, xt = zeros_grad(weight), x.t()
+    grad = zeros_grad(weight)
     for start in range(0, len(weight), BLOCK):
         block = slice(start, start + BLOCK)
-        grad[block] += product(dy[:, block].t(), xt)
+        grad[block].add_(product(dy[:, block].t(), x))
 
 
-def zeros_grad(parameter: nn.Parameter) -> Tensor:
+def zeros_grad(parameter: Tensor) -> Tensor:
     """`.grad`, made of zeros if there is none: for gradients that touch a few rows."""
     if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter, dtype=_grad_dtype(parameter))
+        parameter.grad = torch.zeros_like(parameter, dtype=grad_dtype(parameter))
     return parameter.grad
 
 
-def _grad_dtype(parameter: nn.Parameter) -> torch.dtype:
-    """The parameter's own, unless somebody asked for another (PyTorch's `grad_dtype`)."""
+def grad_dtype(parameter: Tensor) -> torch.dtype:
+    """The parameter's own, unless somebody asked for another (PyTorch's `Tensor.grad_dtype`)."""
     return getattr(parameter, "grad_dtype", None) or parameter.dtype

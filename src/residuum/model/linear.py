@@ -28,7 +28,10 @@ class Linear(nn.Module):
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
         """Keeps x, which the gradient of W needs."""
-        return product(x, self.weight, self.bias), x
+        if x.itemsize < 4:
+            return self.forward(x), x  # which adds the bias before it rounds
+        y = product(x, self.weight.t())
+        return y if self.bias is None else y.add_(self.bias), x
 
     def explicit_backward(self, dy: Float[Tensor, "*rows d_out"], x: Tensor) -> Float[Tensor, "*rows d_in"]:
         """dW = Σ_rows dyᵀ x, db = Σ_rows dy, dx = dy W: every entry of y is a sum of products, so each factor
@@ -37,4 +40,4 @@ class Linear(nn.Module):
         accumulate_product(self.weight, rows, x.flatten(0, -2))
         if self.bias is not None:
             accumulate(self.bias, rows.sum(0))
-        return product(dy, self.weight.t()).to(x.dtype)  # not what autocast multiplied in
+        return product(dy, self.weight).to(x.dtype)  # not what autocast multiplied in

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
 from residuum.model.cross_entropy import at_least_float32
-from residuum.model.gradient import accumulate
+from residuum.model.gradient import Saved, accumulate
 
 Rows = Float[Tensor, "*rows d_model"]
-Saved = tuple[Tensor, ...]
 
 
 class LayerNorm(nn.Module):
@@ -97,10 +96,14 @@ class RMSNorm(nn.Module):
         """
         x, scale = saved
         normed = x * scale
-        accumulate(self.gain, (dy * normed).flatten(0, -2).sum(0))
-        g = at_least_float32(dy) * self.gain
-        along = (g * normed).mean(-1, keepdim=True)
-        return g.sub_(normed.mul_(along)).mul_(scale).to(x.dtype)
+        products = dy * normed
+        along = (products * self.gain).sum(-1, keepdim=True)  # a matrix product is in half precision under autocast
+        accumulate(self.gain, products.flatten(0, -2).sum(0))
+        return (
+            torch.addcmul(at_least_float32(dy) * self.gain, normed, along, value=-1 / x.shape[-1])
+            .mul_(scale)
+            .to(x.dtype)
+        )
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,17 +12,15 @@ ONEDNN_FROM = 2**21
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def product(
-    a: Float[Tensor, "*rows inner"], b: Float[Tensor, "columns inner"], bias: Float[Tensor, "columns"] | None = None
-) -> Float[Tensor, "*rows columns"]:
-    """a bᵀ + bias.
+def product(a: Float[Tensor, "*rows inner"], b: Float[Tensor, "inner columns"]) -> Float[Tensor, "*rows columns"]:
+    """a b.
 
     PyTorch calls MKL for float32 on a CPU, and `torch.compile` calls oneDNN; on a processor that MKL was not made for,
     oneDNN is twice as fast (`benchmarks/products.py`).
     """
-    if HAS_ONEDNN and a.numel() * b.shape[0] >= ONEDNN_FROM and _plain_float32(a, b):
-        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return F.linear(a, b, bias)
+    if a.numel() * b.shape[1] >= ONEDNN_FROM and HAS_ONEDNN and _plain_float32(a, b):
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return a @ b
 
 
 def _plain_float32(a: Tensor, b: Tensor) -> bool:

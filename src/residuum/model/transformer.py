@@ -12,11 +12,11 @@ from residuum.model.config import ModelConfig
 from residuum.model.cross_entropy import cross_entropy
 from residuum.model.dropout import Dropout
 from residuum.model.embedding import Embedding
+from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
 from residuum.model.norm import make_norm
 from residuum.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from residuum.model.residual import residual_named
-from residuum.model.residual.base import Saved
 
 
 class Transformer(nn.Module):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.errors import InputError
 from residuum.model.config import ModelConfig
+from residuum.model.gradient import Saved
 
-Saved = tuple[Any, ...]
+Stream = Float[Tensor, "batch pos d_model"]
 
 
 class Parts(NamedTuple):

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
-from residuum.model.residual.base import Branch, Parts, Residual, Saved
-
-Stream = Float[Tensor, "batch pos d_model"]
+from residuum.model.gradient import Saved
+from residuum.model.residual.base import Branch, Parts, Residual, Stream
 
 
 class NoResidual(Residual):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from residuum.model.config import ModelConfig
+from residuum.model.gradient import Saved
 from residuum.model.norm import make_norm
-from residuum.model.residual.base import Branch, Parts, Residual, Saved, joined
-
-Stream = Float[Tensor, "batch pos d_model"]
+from residuum.model.residual.base import Branch, Parts, Residual, Stream, joined
 
 
 class Pre(Residual):
