@@ -11,6 +11,7 @@ VERBS = {
     "train": "train a Transformer from a recipe, or go on with a run",
     "audit": "find a model's residual connections and judge what flows through them",
     "generate": "continue a text with a trained run",
+    "check": "measure every backward that is derived by hand against finite differences and autograd",
 }
 
 HELP = """usage: residuum VERB ...
@@ -19,7 +20,8 @@ See, verify and train the residual stream of any Transformer.
 
 {verbs}
 
-residuum VERB --help explains a verb. Exit status: 0 fine, 1 findings at or above --fail-on, 2 bad input.
+residuum VERB --help explains a verb. Exit status: 0 fine, 1 findings at or above --fail-on or an error
+above its bound, 2 bad input.
 """
 
 

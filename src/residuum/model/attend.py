@@ -85,7 +85,7 @@ def fused(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -
         causal = False
         bias = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device).masked_fill_(~allowed, float("-inf"))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    y, logsumexp = kernel(q, k, v, 0.0, causal, attn_mask=bias)
+    y, logsumexp = kernel(_dense(q), _dense(k), _dense(v), 0.0, causal, attn_mask=bias)
     return y, (fused_backward, logsumexp, causal, bias)
 
 
@@ -94,8 +94,13 @@ def fused_backward(
 ) -> tuple[Heads, Heads, Heads]:
     """`naive_backward` with P computed again block by block."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    dq, dk, dv = kernel(dy, q, k, v, y, logsumexp, 0.0, causal, attn_mask=bias)
+    dq, dk, dv = kernel(_dense(dy), _dense(q), _dense(k), _dense(v), y, logsumexp, 0.0, causal, attn_mask=bias)
     return dq, dk, dv
+
+
+def _dense(x: Heads) -> Heads:
+    """The kernel takes it unasked that a head's entries lie side by side; two of them, rotated, may not."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def by_autograd(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Saved]:

@@ -33,7 +33,8 @@ def explicit_cross_entropy(
     """
     wanted = targets.flatten().unsqueeze(-1)
     counts = wanted != NOT_COUNTED
-    weights = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum()
+    # Where no target counts, the loss is 0/0 and the gradients are zero, as in PyTorch.
+    weights = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum().clamp(min=1)
     size = max(CHUNK // head.weight.shape[0], LEAST_ROWS)
     loss, dx = torch.zeros((), device=x.device), []
     chunks = (tensor.split(size) for tensor in (x.flatten(0, -2), wanted.clamp(min=0), weights))
@@ -50,7 +51,7 @@ def explicit_cross_entropy(
         if scale != 1:
             scores *= scale
         dx.append(head.explicit_backward(scores.to(dtype), rows))
-    return loss, torch.cat(dx).view_as(x)
+    return loss / counts.any(), torch.cat(dx).view_as(x)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

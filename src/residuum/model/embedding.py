@@ -23,5 +23,7 @@ class Embedding(nn.Embedding):
 
     def explicit_backward(self, dy: Float[Tensor, "batch pos d_model"], tokens: Tensor) -> None:
         """dW[v] = Σ dy over the places that hold token v. A tied head adds its own part to the same `.grad`."""
+        if not self.weight.requires_grad:
+            return
         grad = zeros_grad(self.weight)
         grad.index_add_(0, tokens.flatten(), dy.flatten(0, -2).to(grad.dtype))

@@ -28,6 +28,8 @@ class Linear(nn.Module):
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
         """Keeps x, which the gradient of W needs."""
+        if x.itemsize < 4 or torch.is_autocast_enabled(x.device.type):
+            return self.forward(x), x  # which adds the bias before it rounds
         y = product(x, self.weight.t())
         return y if self.bias is None else y.add_(self.bias), x
 
@@ -38,4 +40,4 @@ class Linear(nn.Module):
         accumulate_product(self.weight, rows, x.flatten(0, -2))
         if self.bias is not None:
             accumulate(self.bias, rows.sum(0))
-        return product(dy, self.weight)
+        return product(dy, self.weight).to(x.dtype)  # not what autocast multiplied in

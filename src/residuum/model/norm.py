@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
+from residuum.model.cross_entropy import at_least_float32
 from residuum.model.gradient import Saved, accumulate
 
 Rows = Float[Tensor, "*rows d_model"]
@@ -79,13 +80,14 @@ class RMSNorm(nn.Module):
 
     def explicit_forward(self, x: Rows) -> tuple[Rows, Saved]:
         """Keeps x and one number a row, 1/√(mean(x²) + ε)."""
-        scale = (x * x).mean(-1, keepdim=True).add_(self.eps).rsqrt_()
-        return (x * scale).mul_(self.gain), (x, scale)
+        wide = at_least_float32(x)
+        scale = (wide * wide).mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+        return (wide * scale).mul_(self.gain).to(x.dtype), (x, scale)
 
     def explicit_again(self, saved: Saved) -> Rows:
         """y once more, from what was kept."""
         x, scale = saved
-        return (x * scale).mul_(self.gain)
+        return (x * scale).mul_(self.gain).to(x.dtype)
 
     def explicit_backward(self, dy: Rows, saved: Saved) -> Rows:
         """dx = (g − x̂ · mean(g ⊙ x̂)) / √(mean(x²) + ε) with g = dy · gain; dgain = Σ dy ⊙ x̂.
@@ -95,9 +97,13 @@ class RMSNorm(nn.Module):
         x, scale = saved
         normed = x * scale
         products = dy * normed
-        along = (products @ self.gain).unsqueeze(-1)
+        along = (products * self.gain).sum(-1, keepdim=True)  # a matrix product is in half precision under autocast
         accumulate(self.gain, products.flatten(0, -2).sum(0))
-        return torch.addcmul(dy * self.gain, normed, along, value=-1 / x.shape[-1]).mul_(scale)
+        return (
+            torch.addcmul(at_least_float32(dy) * self.gain, normed, along, value=-1 / x.shape[-1])
+            .mul_(scale)
+            .to(x.dtype)
+        )
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:

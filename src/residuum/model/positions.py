@@ -26,7 +26,8 @@ class LearnedPositions(nn.Module):
 
     def explicit_backward(self, dy: Float[Tensor, "batch pos d_model"], start: int) -> None:
         """dW[start + t] = Σ_batch dy[:, t]: each sequence read the same vector."""
-        zeros_grad(self.weight)[start : start + dy.shape[1]].add_(dy.sum(0))
+        if self.weight.requires_grad:
+            zeros_grad(self.weight)[start : start + dy.shape[1]].add_(dy.sum(0))
 
 
 class SinusoidalPositions(nn.Module):

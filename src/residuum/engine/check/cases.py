@@ -1,0 +1,231 @@
+"""Every part and every residual connection, set up to be measured: small, with no power of two to hide behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from residuum.engine.check.pair import Pair, of_module
+from residuum.engine.explicit import Explicit
+from residuum.model import Block, ModelConfig, Transformer
+from residuum.model import attend as dot_product
+from residuum.model.attention import Attention
+from residuum.model.cross_entropy import LEAST_ROWS, NOT_COUNTED, cross_entropy, explicit_cross_entropy
+from residuum.model.dropout import Dropout
+from residuum.model.embedding import Embedding
+from residuum.model.feedforward import ACTIVATIONS, ROWS, make_feedforward
+from residuum.model.linear import Linear
+from residuum.model.norm import LayerNorm, RMSNorm
+from residuum.model.positions import LearnedPositions, RotaryPositions, rotate, rotate_backward
+from residuum.model.residual import REGISTRY
+
+BATCH, POS, D_MODEL, VOCAB = 2, 5, 12, 31
+
+Make = Callable[[torch.dtype], Pair]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured under a name. `part` is the file that it stands in."""
+
+    part: str
+    name: str
+    make: Make
+
+
+def cases() -> list[Case]:
+    """One for every way through a part, and two for every residual connection that is registered."""
+    found: list[tuple[str, str, Make]] = [
+        ("linear", "linear", lambda kind: of_module(ready(Linear(D_MODEL, 7, False, 0.3), kind), stream(kind))),
+        ("linear", "linear-bias", lambda kind: of_module(ready(Linear(D_MODEL, 7, True, 0.3), kind), stream(kind))),
+        ("norm", "layernorm", lambda kind: of_module(ready(LayerNorm(D_MODEL, 1e-5, False), kind), stream(kind))),
+        ("norm", "layernorm-bias", lambda kind: of_module(ready(LayerNorm(D_MODEL, 1e-5, True), kind), stream(kind))),
+        ("norm", "rmsnorm", lambda kind: of_module(ready(RMSNorm(D_MODEL, 1e-5), kind), stream(kind))),
+        ("dropout", "dropout", lambda kind: of_module(Dropout(0.3), stream(kind))),
+        *(("feedforward", name, _feedforward(activation=name)) for name in (*ACTIVATIONS, "swiglu")),
+        ("feedforward", "feedforward-bias-dropout", _feedforward(bias=True, dropout=0.3)),
+        ("feedforward", "by-rows", _feedforward(ROWS)),
+        ("attention", "multi-head", _attention()),
+        ("attention", "grouped-query", _attention(n_kv_heads=2, bias=True)),
+        ("attention", "encoder", _attention(causal=False)),
+        ("attention", "padded", _attention(causal=False, mask=True)),
+        ("attention", "padded-causal", _attention(mask=True, n_kv_heads=1)),
+        ("attention", "rotary", _attention(positions="rotary")),
+        ("attention", "attention-dropout", _attention(dropout=0.3, n_kv_heads=2)),
+        *(("attend", name, _attend(name)) for name in ("naive", "fused", "by_autograd")),
+        ("positions", "rotate", _rotate),
+        ("positions", "learned", _learned),
+        ("embedding", "embedding", _embedding),
+        ("cross_entropy", "cross-entropy", _cross_entropy(POS)),
+        ("cross_entropy", "chunked", _cross_entropy(LEAST_ROWS)),
+        ("head", "tied", _tied_head),
+        *((name, f"{name}-{branch}", _connection(name, branch)) for name in REGISTRY for branch in ("attn", "ff")),
+        ("block", "decoder", _block(positions="rotary", n_kv_heads=2, norm="rmsnorm", activation="swiglu")),
+        ("block", "encoder-block", _block(causal=False, residual="post", bias=True, dropout=0.3)),
+        ("transformer", "gpt", _transformer(bias=True, dropout=0.3)),
+        ("transformer", "llama", _transformer(**LLAMA)),
+    ]
+    return [Case(*case) for case in found]
+
+
+LLAMA: dict[str, Any] = {
+    "positions": "rotary", "n_kv_heads": 2, "norm": "rmsnorm", "activation": "swiglu", "head": "untied",
+}  # fmt: skip
+
+
+def config(**values: Any) -> ModelConfig:
+    """Weights large enough that no gradient is negligible."""
+    small = {"vocab_size": VOCAB, "context": 9, "d_model": D_MODEL, "n_heads": 6, "n_layers": 2, "init_std": 0.3}
+    return ModelConfig(**{**small, **values})
+
+
+def ready(module: Any, kind: torch.dtype) -> Any:
+    """In type `kind`, with gains that are not all 1 and biases that are not 0."""
+    module = module.to(kind)
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return module
+
+
+def stream(kind: torch.dtype, *shape: int) -> Tensor:
+    """Random numbers where a state would be."""
+    return torch.randn(shape or (BATCH, POS, D_MODEL), dtype=kind)
+
+
+def tokens(length: int = POS) -> tuple[Tensor, Tensor]:
+    """A batch of tokens and targets, one of which does not count."""
+    read, wanted = torch.randint(VOCAB, (2, BATCH, length))
+    wanted[0, 1] = NOT_COUNTED
+    return read, wanted
+
+
+def _feedforward(length: int = POS, **values: Any) -> Make:
+    return lambda kind: of_module(ready(make_feedforward(config(**values)), kind), stream(kind, BATCH, length, D_MODEL))
+
+
+def _attention(mask: bool = False, **values: Any) -> Make:
+    allowed = torch.tensor([[True] * POS, [False, True, True, False, True]]) if mask else None
+    chosen = config(**values)
+    angles = _angles(chosen) if chosen.positions == "rotary" else None
+    return lambda kind: of_module(ready(Attention(chosen), kind), stream(kind), angles, allowed)
+
+
+def _angles(chosen: ModelConfig) -> tuple[Tensor, Tensor]:
+    return RotaryPositions(chosen.context, chosen.d_head, chosen.rotary_base)(0, POS)
+
+
+def _attend(name: str) -> Make:
+    """Three query heads to each head of keys and values."""
+
+    def make(kind: torch.dtype) -> Pair:
+        q, k, v = stream(kind, BATCH, 6, POS, 3), stream(kind, BATCH, 2, POS, 3), stream(kind, BATCH, 2, POS, 3)
+        way = getattr(dot_product, name)
+        rest = (True, None, Dropout(0.0)) if name == "naive" else (True, None)
+
+        def explicit(dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            y, kept = way(q, k, v, *rest)
+            return y, dot_product.attend_backward(dy, q, k, v, y, kept)
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+        return Pair(nn.Module(), {"q": q, "k": k, "v": v}, forward, explicit)
+
+    return make
+
+
+def _rotate(kind: torch.dtype) -> Pair:
+    cos, sin = RotaryPositions(9, 6, 100.0)(2, POS)
+
+    def explicit(dy: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+        return rotate(x, cos, sin), (rotate_backward(dy, cos, sin),)
+
+    return Pair(nn.Module(), {"x": stream(kind, BATCH, 2, POS, 6)}, lambda x: rotate(x, cos, sin), explicit)
+
+
+def _learned(kind: torch.dtype) -> Pair:
+    part = ready(LearnedPositions(9, D_MODEL, 0.3), kind)
+
+    def explicit(dy: Tensor) -> tuple[Tensor, tuple[()]]:
+        y, start = part.explicit_forward(3, POS)
+        part.explicit_backward(dy, start)
+        return y.expand_as(dy), ()
+
+    return Pair(part, {}, lambda: part(3, POS).expand(BATCH, -1, -1), explicit)
+
+
+def _embedding(kind: torch.dtype) -> Pair:
+    part, (read, _) = ready(Embedding(VOCAB, D_MODEL, 0.3), kind), tokens()
+
+    def explicit(dy: Tensor) -> tuple[Tensor, tuple[()]]:
+        y, saved = part.explicit_forward(read)
+        part.explicit_backward(dy, saved)
+        return y, ()
+
+    return Pair(part, {}, lambda: part(read), explicit)
+
+
+def _cross_entropy(length: int) -> Make:
+    def make(kind: torch.dtype) -> Pair:
+        head, (_, wanted) = ready(Linear(D_MODEL, VOCAB, False, 0.3), kind), tokens(length)
+
+        def explicit(dy: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+            loss, dx = explicit_cross_entropy(x, head, wanted, dy.item())
+            return loss, (dx,)
+
+        x = stream(kind, BATCH, length, D_MODEL)
+        return Pair(head, {"x": x}, lambda x: cross_entropy(head(x), wanted), explicit)
+
+    return make
+
+
+def _tied_head(kind: torch.dtype) -> Pair:
+    """Read at the start and at the end, so that one matrix receives both gradients."""
+    embedding, head, (read, wanted) = Embedding(VOCAB, D_MODEL, 0.3), Linear(D_MODEL, VOCAB, False, 0.3), tokens()
+    head.weight = embedding.weight
+    both = ready(nn.ModuleList((embedding, head)), kind)
+
+    def explicit(dy: Tensor) -> tuple[Tensor, tuple[()]]:
+        x, saved = embedding.explicit_forward(read)
+        loss, dx = explicit_cross_entropy(x, head, wanted, dy.item())
+        embedding.explicit_backward(dx, saved)
+        return loss, ()
+
+    return Pair(both, {}, lambda: cross_entropy(head(embedding(read)), wanted), explicit)
+
+
+def _connection(name: str, branch: str) -> Make:
+    def make(kind: torch.dtype) -> Pair:
+        chosen = config(residual=name, bias=True)
+        residual, joined = (
+            REGISTRY[name](chosen, 1),
+            Attention(chosen) if branch == "attn" else make_feedforward(chosen),
+        )
+        both = ready(nn.ModuleDict({"residual": residual, branch: joined}), kind)
+        return replace(of_module(residual, stream(kind), joined), module=both)
+
+    return make
+
+
+def _block(**values: Any) -> Make:
+    chosen = config(**values)
+    angles = _angles(chosen) if chosen.positions == "rotary" else None
+    return lambda kind: of_module(ready(Block(chosen, 1), kind), stream(kind), angles)
+
+
+def _transformer(**values: Any) -> Make:
+    def make(kind: torch.dtype) -> Pair:
+        model, batch = ready(Transformer(config(**values)), kind), tokens()
+
+        def explicit(dy: Tensor) -> tuple[Tensor, tuple[()]]:
+            return Explicit().loss_and_grads(model, batch, dy.item()), ()
+
+        return Pair(model, {}, lambda: model.loss(*batch), explicit)
+
+    return make

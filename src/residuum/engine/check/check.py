@@ -1,0 +1,95 @@
+"""Which parts are checked, and by what name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from residuum.engine.check.cases import Case, cases, config, ready, tokens
+from residuum.engine.check.measure import Row, compare, measured
+from residuum.engine.check.pair import Gradients
+from residuum.engine.engine import make_engine
+from residuum.errors import InputError
+from residuum.model import Residual, Transformer
+from residuum.model.residual import REGISTRY
+
+ENGINES, RESIDUAL = "engines", "residual"
+
+
+def check(name: str) -> Iterator[Row]:
+    """Measure what `name` stands for: `all`, a part's file, a residual connection, or one way through a part.
+
+    `package.module:Class` is a residual connection of one's own. The same rows each time; nobody else's random numbers
+    change. Raises `InputError` for a name that is none.
+    """
+    name = _imported(name) if ":" in name else name
+    every = cases()
+    chosen = [case for case in every if name in ("all", case.part, case.name, RESIDUAL * (case.part in REGISTRY))]
+    if not chosen and name != ENGINES:
+        raise InputError(_no_part(name, every))
+    for case in chosen:
+        yield from _drawn(measured(case.part, case.name, case.make))
+    if name in ("all", ENGINES):
+        yield from _drawn(_engines())
+
+
+def parts() -> list[str]:
+    """The names that stand for more than one case."""
+    return [*dict.fromkeys(case.part for case in cases()), RESIDUAL, ENGINES]
+
+
+def _imported(target: str) -> str:
+    """The name of a connection, which is registered by being imported."""
+    module, _, attribute = target.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except Exception as error:
+        raise InputError(f"'{target}': importing {module or 'nothing'} raised {error!r}: mend it") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not (isinstance(found, type) and issubclass(found, Residual)):
+        raise InputError(f"'{target}' is no residual connection: give package.module:Class of a subclass of Residual")
+    return found.name
+
+
+def _drawn(rows: Iterator[Row]) -> list[Row]:
+    """In one thread: tensors so small have nothing to share, and on a busy machine threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return list(rows)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _engines() -> Iterator[Row]:
+    """The hand-derived engine and the two others on a model that all three can run."""
+    for compared, kind, other in (
+        ("scalar", torch.float64, "scalar"),
+        ("autograd", torch.float64, "autograd"),
+        ("float32", torch.float32, "autograd"),
+    ):
+        shape = config(d_model=6, n_heads=2, norm="rmsnorm", activation="squared_relu")
+        model, batch = ready(Transformer(shape), kind), tokens()
+        gradients: list[Gradients] = []
+        for engine in ("explicit", other):
+            model.zero_grad()
+            loss = make_engine(engine).loss_and_grads(model, batch)
+            of_parameters = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            gradients.append({"loss": loss, **of_parameters})
+        yield compare(ENGINES, "explicit", compared, *gradients)
+
+
+def _no_part(name: str, every: list[Case]) -> str:
+    names = parts()
+    near = get_close_matches(name, [*names, *(case.name for case in every)], 1)
+    meant = f" (perhaps you meant {near[0]})" if near else ""
+    return f"'{name}' is no part{meant}: choose all, {', '.join(names)}"
