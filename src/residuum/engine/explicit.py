@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,8 @@ from residuum.model.residual import Parts, Residual, residual_named
 
 if TYPE_CHECKING:
     from residuum.engine.engine import Batch
+
+T = TypeVar("T")
 
 
 class Explicit:
@@ -53,20 +56,26 @@ class Explicit:
         self, model: Transformer, batch: Batch, scale: float = 1.0, *, flow: Literal[True]
     ) -> tuple[Float[Tensor, ""], list[Parts]]: ...
 
+    @overload
+    def loss_and_grads(
+        self, model: Transformer, batch: Batch, scale: float = 1.0, *, flow: Callable[[Parts], T]
+    ) -> tuple[Float[Tensor, ""], list[T]]: ...
+
     @torch.no_grad()
     def loss_and_grads(
-        self, model: Transformer, batch: Batch, scale: float = 1.0, flow: bool = False
-    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], list[Parts]]:
+        self, model: Transformer, batch: Batch, scale: float = 1.0, flow: bool | Callable[[Parts], Any] = False
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], list[Any]]:
         """The loss of (tokens, targets); `scale` times its gradient is added to every parameter's `.grad`.
 
-        With `flow` also both parts of that gradient at each residual connection, in the order of the forward.
+        With `flow` also both parts of that gradient at each residual connection, in the order of the forward; or, if
+        `flow` is a function, what it makes of them there and then, so that no part outlives its block.
         """
         assert model.head is not None
         if self.main_grads:
             for parameter in model.parameters():
                 parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
         tokens, targets = batch
-        parts: list[Parts] | None = [] if flow else None
+        found: list[Any] = []
 
         x, of_embed = model.explicit_embed(tokens)
         segments = self._segments(model, tokens.shape[1])
@@ -83,9 +92,9 @@ class Explicit:
             dx = model.final_norm.explicit_backward(dx, of_norm)
             del of_norm
         while segments:
-            dx = segments.pop().backward(dx, parts)
+            dx = segments.pop().backward(dx, flow, found)
         model.explicit_embed_backward(dx, of_embed)
-        return (loss, parts[::-1]) if parts is not None else loss
+        return (loss, found[::-1]) if flow else loss
 
     def _segments(self, model: Transformer, length: int) -> list[_Segment]:
         angles = model.rotary(0, length) if model.rotary is not None else None
@@ -114,11 +123,13 @@ class _Segment:
                 self.saved.append(saved)
         return x
 
-    def backward(self, dx: Tensor, parts: list[Parts] | None) -> Tensor:
+    def backward(self, dx: Tensor, flow: bool | Callable[[Parts], Any], found: list[Any]) -> Tensor:
         if self.begin is not None:
             self._forward_again(*self.begin)
         for block in reversed(self.blocks):
+            parts: list[Parts] | None = [] if flow else None
             dx = block.explicit_backward(dx, self.saved.pop(), parts)
+            found += map(flow, parts or ()) if callable(flow) else parts or ()
         return dx
 
     def _forward_again(self, x: Tensor, state: Tensor | None) -> None:
