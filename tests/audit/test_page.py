@@ -83,6 +83,7 @@ def test_both_parts_by_depth_as_an_explicit_run_measured_them(healthy: Audit) ->
         {"step": 9, "connection": 1, "part": "identity path", "value": 9.0},
         {"step": 9, "connection": 1, "part": "branch path", "value": 0.0},
     ]
+    assert chart["spec"]["layer"][1]["encoding"]["x"]["axis"]["values"] == [0, 1]
     page = " ".join(render_page(healthy, parts=chart).split())
     assert "in its own backward pass of the training, on the first batch of step 9 (pale: steps 1, 3, 5, 7)." in page
     assert f"<figcaption>{chart['title']}</figcaption>" in page

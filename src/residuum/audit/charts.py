@@ -96,7 +96,7 @@ def parts_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     scale, ticks, values = _axis(values)
     old, new = ([v for v in values if (v["step"] == last["step"]) == is_last] for is_last in (False, True))
     encoding = (
-        _depth(),
+        _depth(values),
         alt.Y("value:Q", title="norm of the gradient", scale=scale, axis=ticks),
         alt.Color(
             "part:N",
@@ -209,7 +209,7 @@ def _two_lines(rows: list[dict[str, Any]], axis: str, lines: dict[str, tuple[str
     ]
     scale, ticks, values = _axis(values)
     base = alt.Chart(alt.Data(values=values)).encode(
-        _depth(),
+        _depth(values),
         alt.Y("value:Q", title=axis, scale=scale, axis=ticks),
         alt.Color(
             "part:N",
@@ -234,8 +234,11 @@ def _axis(values: list[dict[str, Any]]) -> tuple[alt.Scale, alt.Axis, list[dict[
     return alt.Scale(type="log", domain=[10.0**low, 10.0**high]), ticks, shown
 
 
-def _depth() -> alt.X:
-    axis = alt.Axis(tickMinStep=1, format="d", labelOverlap=True)
+def _depth(values: list[dict[str, Any]]) -> alt.X:
+    found = sorted({value["connection"] for value in values})
+    # Between two, Vega puts a tick of its own, for all that tickMinStep says.
+    few: dict[str, Any] = {"values": found} if len(found) < 3 else {}
+    axis = alt.Axis(tickMinStep=1, format="d", labelOverlap=True, **few)
     return alt.X("connection:Q", title="connection, in order of depth", axis=axis)
 
 
