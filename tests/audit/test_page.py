@@ -4,7 +4,11 @@ import json
 import re
 from dataclasses import replace
 
+import pytest
+
 from residuum.audit import Audit
+from residuum.audit.charts import parts_chart
+from residuum.audit.html import render_page
 
 
 def test_structure_only_has_neither_charts_nor_their_program(structure: Audit) -> None:
@@ -59,3 +63,41 @@ def test_figures_come_before_the_source(faults: Audit) -> None:
 def test_the_headline_counts_all(faults: Audit) -> None:
     told = replace(faults.findings[0], severity="info")
     assert replace(faults, findings=[*faults.findings, told]).headline == "2 findings to look at, and 1 to know of"
+
+
+def line(step: int, parts: list | None = None) -> dict:
+    return {"step": step, "train_bits_per_byte": 3.0} | ({} if parts is None else {"gradient_parts": parts})
+
+
+def test_both_parts_by_depth_as_an_explicit_run_measured_them(healthy: Audit) -> None:
+    recorded = [line(step, [[3.0, 1.0], [float(step), 0.0]]) for step in range(1, 10)]
+    chart = parts_chart([{"step": 0, "bigram_bits_per_byte": 4.0}, *recorded])
+    assert chart is not None
+    assert chart["title"] == "the identity path took 88% of the gradient on average at step 9, 88% at step 1"
+    assert chart["steps"] == [1, 3, 5, 7, 9]
+    old, new = (layer["data"]["values"] for layer in chart["spec"]["layer"][:2])
+    assert {value["step"] for value in old} == {1, 3, 5, 7}
+    assert new == [
+        {"step": 9, "connection": 0, "part": "identity path", "value": 3.0},
+        {"step": 9, "connection": 0, "part": "branch path", "value": 1.0},
+        {"step": 9, "connection": 1, "part": "identity path", "value": 9.0},
+        {"step": 9, "connection": 1, "part": "branch path", "value": 0.0},
+    ]
+    assert chart["spec"]["layer"][1]["encoding"]["x"]["axis"]["values"] == [0, 1]
+    page = " ".join(render_page(healthy, parts=chart).split())
+    assert "in its own backward pass of the training, on the first batch of step 9 (pale: steps 1, 3, 5, 7)." in page
+    assert f"<figcaption>{chart['title']}</figcaption>" in page
+    assert "Gradient while training" not in healthy.to_html()
+
+
+@pytest.mark.parametrize("lines", [[], [{"step": 0}], [line(1), line(2)], [line(1, []), line(2, [])]])
+def test_no_chart_of_a_run_that_recorded_no_parts(lines: list[dict]) -> None:
+    assert parts_chart(lines) is None
+
+
+def test_a_chart_of_one_step_whose_norms_are_not_all_finite(healthy: Audit) -> None:
+    chart = parts_chart([line(1, [[None, 1.0], [1.0, 100.0]])])
+    assert chart is not None
+    assert chart["title"] == "the identity path took 1% of the gradient on average at step 1"
+    assert [value["value"] for value in chart["spec"]["layer"][1]["data"]["values"]] == [1.0, 1.0, 100.0]
+    assert "pale" not in render_page(healthy, parts=chart).partition("<script>")[0]

@@ -280,3 +280,16 @@ def test_looking_leaves_the_model_as_it_was() -> None:
             assert p.grad is gradient, name
             assert torch.equal(p.grad, as_it_was), name
             assert torch.equal(p.detach().nan_to_num(7.0), held.nan_to_num(7.0)), name
+
+
+@pytest.mark.parametrize("lr", [1e-3, 5e-4, 1.2345678e-3])
+def test_the_advice_is_taken(lr: float, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands after ANOTHER is given to the command, and the run starts: also where lr / 10 is below min_lr."""
+    recipe = replace(recipe, optim=replace(recipe.optim, lr=lr))
+    planting = Planting(monkeypatch, poisoned("blocks.1.ff.down.weight", math.inf))
+    with pytest.raises(InputError) as error:
+        train(RunFolder.create(tmp_path / "run"), recipe, planting)
+    monkeypatch.undo()
+    command = str(error.value).rpartition(": residuum ")[2].replace("ANOTHER", str(tmp_path / "another"))
+    assert main([*command.split(), "--run.steps", "1"]) == 0
+    assert RunFolder.open(tmp_path / "another").recipe.optim.lr == pytest.approx(lr / 10, rel=1e-5)

@@ -208,3 +208,50 @@ def test_a_run_from_before_there_were_engines_goes_on(
     assert (old / "recipe.toml").read_bytes() == before
     assert weights(old) == weights(tmp_path / "new")
     assert load(old).config == load(tmp_path / "new").config
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_scalar_engine_stays_on_the_cpu(
+    device: str, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is a cuda device, which auto would take."""
+    names = load_recipe("names")
+    tiny = replace(names.model, d_model=4, n_heads=2, context=8)
+    run = replace(names.run, steps=2, eval_tokens=16, sample_tokens=0, device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    recipe = replace(names, engine="scalar", run=run, model=tiny, optim=replace(names.optim, batch_size=1))
+    model = train(RunFolder.create(tmp_path / "run"), recipe)
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def test_three_engines_make_the_same_run(tmp_path: Path) -> None:
+    names = load_recipe("names")
+    tiny = replace(names.model, d_model=8, n_heads=2, context=8)
+    run = replace(names.run, steps=4, eval_tokens=64, log_every=1, sample_tokens=0, device="cpu")
+    lines = {}
+    for engine in ENGINES:
+        recipe = replace(names, engine=engine, run=run, model=tiny, optim=replace(names.optim, batch_size=2))
+        train(RunFolder.create(tmp_path / engine), recipe)
+        lines[engine] = RunFolder.open(tmp_path / engine).metrics()[1:]
+    for engine in ("explicit", "scalar"):
+        for ours, theirs in zip(lines[engine], lines["autograd"], strict=True):
+            for key in ("loss", "grad_norm", "train_bits_per_byte"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-5), (engine, ours["step"], key)
+    assert len({line["loss"] for line in lines["scalar"]}) == 4
+
+
+def test_who_watches_hears_of_every_step(recipe: Path, tmp_path: Path) -> None:
+    class Watcher:
+        def __init__(self) -> None:
+            self.heard: list[float] = []
+
+        def note(self, text: str) -> None: ...
+
+        def step(self, line: dict, steps: int) -> None:
+            self.heard.append(line["step"])
+
+    watcher = Watcher()
+    chosen = load_recipe(str(recipe))
+    train(RunFolder.create(tmp_path / "run"), chosen, watcher)
+    assert watcher.heard == [1, 2, 3]
+    assert [line["step"] for line in RunFolder.open(tmp_path / "run").metrics()] == [0, 1, 3]

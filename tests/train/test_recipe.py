@@ -4,11 +4,13 @@ import dataclasses
 import inspect
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tomli_w
 
+from residuum.engine import ENGINES
 from residuum.errors import InputError
 from residuum.model import ModelConfig
 from residuum.train.recipe import FOLDER, DataConfig, OptimConfig, Recipe, RunConfig, as_dict, load_recipe
@@ -60,6 +62,8 @@ def test_the_three_recipes_are_there() -> None:
         ("[data]\nheld_out = 0", "data.held_out"),
         ("[model]\ncausal = false", "model.causal"),
         ("[model\n", "recipe .*bad.toml"),
+        ("[optim]\nengine = 'explicit'", "no key 'optim.engine': write engine on top of the file, above the first"),
+        ("[run]\nengine = 'explicit'", "no key 'run.engine': write engine on top of the file, above the first section"),
     ],
 )
 def test_mistakes_name_the_field_and_the_mend(text: str, message: str, tmp_path: Path) -> None:
@@ -69,6 +73,26 @@ def test_mistakes_name_the_field_and_the_mend(text: str, message: str, tmp_path:
         load_recipe(str(path))
     assert "\n" not in str(error.value)
     assert "bad.toml" in str(error.value)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_names_are_for_every_engine(engine: str) -> None:
+    assert replace(load_recipe("names"), engine=engine).engine == engine
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"precision": "bfloat16"}, "run.precision = 'bfloat16' is nothing for engine = 'scalar', which computes in f"),
+        ({"device": "cuda:1"}, "run.device = 'cuda:1' is nothing for engine = 'scalar', which is plain Python: leave"),
+    ],
+)
+def test_the_scalar_engine_takes_neither_another_type_nor_a_device(run: dict, message: str) -> None:
+    names = load_recipe("names")
+    with pytest.raises(InputError, match=f"^{message}"):
+        replace(names, engine="scalar", run=replace(names.run, **run))
+    replace(names, engine="scalar", run=replace(names.run, precision="float32", device="cpu"))
+    replace(names, engine="autograd", run=replace(names.run, **run))
 
 
 def test_no_such_recipe() -> None:

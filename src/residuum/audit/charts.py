@@ -15,6 +15,9 @@ IDENTITY, BRANCH, STATE, FINDING = "#2F7FD0", "#E07B00", "#8A8F98", "#D1344B"
 # Of more connections than this neither points nor ticks are drawn one by one.
 CROWDED = 60
 
+# How many earlier steps stand palely behind the last one.
+EARLIER = 4
+
 
 def stream_charts(measured: list[Measured]) -> list[dict[str, Any]]:
     """Stream norm, write share and gradient by depth for one stream, as Vega-Lite specifications."""
@@ -65,6 +68,59 @@ def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
             )
         )
     return _finish(alt.layer(*layers).properties(title=title))
+
+
+def parts_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Both parts of the gradient by depth at the last recorded step of a run, and palely at some before it.
+
+    None where no step recorded them: only the explicit engine does. `steps` are those shown, the last one last.
+    """
+    recorded = [x for x in lines if x.get("gradient_parts")]
+    if not recorded:
+        return None
+    earlier = recorded[: -1 : max(1, math.ceil((len(recorded) - 1) / EARLIER))]
+    shown = {x["step"]: x["gradient_parts"] for x in (*earlier, recorded[-1])}
+    names = ("identity path", "branch path")
+    values = [
+        {"step": step, "connection": depth, "part": name, "value": value}
+        for step, parts in shown.items()
+        for depth, pair in enumerate(parts)
+        for name, value in zip(names, pair, strict=True)
+        if value is not None
+    ]
+    last, first = recorded[-1], recorded[0]
+    title = f"the identity path took {_identity_share(last['gradient_parts']):.0%} of the gradient"
+    title += f" on average at step {last['step']}"
+    if first is not last:
+        title += f", {_identity_share(first['gradient_parts']):.0%} at step {first['step']}"
+    scale, ticks, values = _axis(values)
+    old, new = ([v for v in values if (v["step"] == last["step"]) == is_last] for is_last in (False, True))
+    encoding = (
+        _depth(values),
+        alt.Y("value:Q", title="norm of the gradient", scale=scale, axis=ticks),
+        alt.Color(
+            "part:N",
+            scale=alt.Scale(domain=names, range=[IDENTITY, BRANCH]),
+            legend=alt.Legend(title=None, orient="top", symbolOpacity=1),
+        ),
+        alt.Detail("step:O"),
+    )
+    tooltip = ["step:Q", "connection:Q", "part:N", alt.Tooltip("value:Q", format=".3g")]
+    layers = [
+        alt.Chart(alt.Data(values=old)).mark_line(strokeWidth=1, opacity=0.35).encode(*encoding, tooltip=tooltip),
+        alt.Chart(alt.Data(values=new)).mark_line().encode(*encoding, tooltip=tooltip),
+    ]
+    if len(last["gradient_parts"]) <= CROWDED:
+        layers.append(
+            alt.Chart(alt.Data(values=new)).mark_point(filled=True, size=40).encode(*encoding, tooltip=tooltip)
+        )
+    return {**_finish(alt.layer(*layers).properties(title=title)), "steps": list(shown)}
+
+
+def _identity_share(parts: list[list[float | None]]) -> float:
+    finite = [(identity, branch) for identity, branch in parts if identity is not None and branch is not None]
+    shares = [identity / (identity + branch) for identity, branch in finite if identity + branch]
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _row(m: Measured) -> dict[str, Any]:
@@ -151,18 +207,9 @@ def _two_lines(rows: list[dict[str, Any]], axis: str, lines: dict[str, tuple[str
         for key, (name, _) in lines.items()
         if row[key] is not None
     ]
-    positive = [v["value"] for v in values if v["value"] > 0]
-    spread = max(positive, default=1) / min(positive, default=1)
-    if spread > 20:  # on a linear axis the smaller line would lie on the ground
-        values = [v for v in values if v["value"] > 0]
-        low, high = (math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))))
-        scale = alt.Scale(type="log", domain=[10.0**low, 10.0**high])
-        ticks = alt.Axis(format="~g", values=[10.0**power for power in range(low, high + 1)])
-    else:
-        scale = alt.Scale(zero=True)
-        ticks = alt.Axis(format="~g", tickCount=5)
+    scale, ticks, values = _axis(values)
     base = alt.Chart(alt.Data(values=values)).encode(
-        _depth(),
+        _depth(values),
         alt.Y("value:Q", title=axis, scale=scale, axis=ticks),
         alt.Color(
             "part:N",
@@ -175,8 +222,23 @@ def _two_lines(rows: list[dict[str, Any]], axis: str, lines: dict[str, tuple[str
     return base.mark_line() if lines_alone else alt.layer(base.mark_line(), base.mark_point(filled=True, size=40))
 
 
-def _depth() -> alt.X:
-    axis = alt.Axis(tickMinStep=1, format="d", labelOverlap=True)
+def _axis(values: list[dict[str, Any]]) -> tuple[alt.Scale, alt.Axis, list[dict[str, Any]]]:
+    """A scale for `value` and its ticks, and the values that it can show."""
+    positive = [v["value"] for v in values if v["value"] > 0]
+    if max(positive, default=1) / min(positive, default=1) <= 20:
+        return alt.Scale(zero=True), alt.Axis(format="~g", tickCount=5), values
+    # On a linear axis the smaller line would lie on the ground.
+    low, high = (math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))))
+    ticks = alt.Axis(format="~g", values=[10.0**power for power in range(low, high + 1)])
+    shown = [v for v in values if v["value"] > 0]
+    return alt.Scale(type="log", domain=[10.0**low, 10.0**high]), ticks, shown
+
+
+def _depth(values: list[dict[str, Any]]) -> alt.X:
+    found = sorted({value["connection"] for value in values})
+    # Between two, Vega puts a tick of its own, for all that tickMinStep says.
+    few: dict[str, Any] = {"values": found} if len(found) < 3 else {}
+    axis = alt.Axis(tickMinStep=1, format="d", labelOverlap=True, **few)
     return alt.X("connection:Q", title="connection, in order of depth", axis=axis)
 
 

@@ -31,9 +31,16 @@ class Section:
 
 
 def render_page(
-    audit: Audit, training: dict[str, Any] | None = None, facts: list[str] | None = None, sample: str = ""
+    audit: Audit,
+    training: dict[str, Any] | None = None,
+    facts: list[str] | None = None,
+    sample: str = "",
+    parts: dict[str, Any] | None = None,
 ) -> str:
-    """`training` is a chart of the run's own curve, `facts` are lines under the verdict, `sample` is text it wrote."""
+    """`training` is a chart of the run's own curve, `facts` are lines under the verdict, `sample` is text it wrote.
+
+    `parts` is a chart of both parts of the gradient as the run measured them.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -46,11 +53,15 @@ def render_page(
         measured = [row.measured for row in rows if row.measured]
         charts = stream_charts(measured) if measured and number < CHARTED_STREAMS else []
         sections.append(Section(title, charts, fold(rows), [[row] for row in rows]))
-    charts = [*([training] if training else []), *(chart for section in sections for chart in section.charts)]
+    charts = [
+        *(chart for chart in (training, parts) if chart),
+        *(chart for section in sections for chart in section.charts),
+    ]
     return environment.get_template("page.html.jinja").render(
         audit=audit,
         structure_only=STRUCTURE_ONLY,
         training=training,
+        parts=parts,
         facts=facts or [],
         sample=sample,
         sections=sections,

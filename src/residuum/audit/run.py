@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch.nn.functional import cross_entropy
 
 from residuum.audit.audit import Audit, judge
-from residuum.audit.charts import training_chart
+from residuum.audit.charts import parts_chart, training_chart
 from residuum.audit.finding import Evidence, source_of
 from residuum.audit.html import render_page
 from residuum.errors import InputError
@@ -52,4 +52,4 @@ def write_report(folder: RunFolder, audit: Audit) -> None:
     ]
     samples = folder.samples_file.read_text(errors="replace") if folder.samples_file.exists() else ""
     newest = samples.rpartition("== step ")[2].partition("\n")[2].strip()
-    write_whole(folder.report_file, render_page(audit, training_chart(lines), facts, newest))
+    write_whole(folder.report_file, render_page(audit, training_chart(lines), facts, newest, parts_chart(lines)))

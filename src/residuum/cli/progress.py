@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -37,7 +38,7 @@ class Lines:
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
-    def step(self, line: dict[str, float], steps: int) -> None:
+    def step(self, line: dict[str, Any], steps: int) -> None:
         tenth = int(10 * line["step"] / steps)
         if "bits_per_byte" in line or tenth != self._shown:
             self._shown = tenth
@@ -57,12 +58,12 @@ class Bar:
     def note(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False)
 
-    def step(self, line: dict[str, float], steps: int) -> None:
+    def step(self, line: dict[str, Any], steps: int) -> None:
         self._bar.update(self._task, total=steps, completed=line["step"], description=_figures(line))
         if "bits_per_byte" in line:
             self.note(f"step {line['step']:>6.0f}/{steps}  {_figures(line)}")
 
 
-def _figures(line: dict[str, float]) -> str:
+def _figures(line: dict[str, Any]) -> str:
     held_out = f"held out {line['bits_per_byte']:.3f} bits/byte  " if "bits_per_byte" in line else ""
     return f"loss {line['loss']:.3f}  {held_out}{line['tokens_per_second']:,.0f} tokens/s"

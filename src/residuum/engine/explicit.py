@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,8 @@ from residuum.model.residual import Parts, Residual, residual_named
 
 if TYPE_CHECKING:
     from residuum.engine.engine import Batch
+
+T = TypeVar("T")
 
 
 class Explicit:
@@ -58,21 +61,27 @@ class Explicit:
         self, model: Transformer, batch: Batch, scale: float = 1.0, *, flow: Literal[True]
     ) -> tuple[Float[Tensor, ""], list[Parts]]: ...
 
+    @overload
+    def loss_and_grads(
+        self, model: Transformer, batch: Batch, scale: float = 1.0, *, flow: Callable[[Parts], T]
+    ) -> tuple[Float[Tensor, ""], list[T]]: ...
+
     @torch.no_grad()
     def loss_and_grads(
-        self, model: Transformer, batch: Batch, scale: float = 1.0, flow: bool = False
-    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], list[Parts]]:
+        self, model: Transformer, batch: Batch, scale: float = 1.0, flow: bool | Callable[[Parts], Any] = False
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], list[Any]]:
         """The loss of (tokens, targets); `scale` times its gradient is added to every parameter's `.grad`.
 
-        With `flow` also both parts of that gradient at each residual connection, in the order of the forward; such a
-        pass is never a compiled one.
+        With `flow` also both parts of that gradient at each residual connection, in the order of the forward; or, if
+        `flow` is a function, what it makes of them there and then, so that none outlives its connection. Such a pass is
+        never a compiled one.
         """
         if self.main_grads:
             for parameter in model.parameters():
                 parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
         if flow:
-            parts: list[Parts] = []
-            return self._run(model, batch, scale, parts), parts[::-1]
+            parts: list[Parts] = [] if flow is True else _Made(flow)
+            return self._run(model, batch, scale, parts), list(reversed(parts))
         return self._compiled(model, batch, scale) if self.compiled else self._run(model, batch, scale)
 
     def _run(
@@ -100,10 +109,9 @@ class Explicit:
         return loss
 
     def _compiled(self, model: Transformer, batch: Batch, scale: float) -> Float[Tensor, ""]:
-        autocast = (
-            torch.get_autocast_dtype(batch[0].device.type) if torch.is_autocast_enabled(batch[0].device.type) else None
-        )
-        key = (model, batch[0].shape, scale, model.training, autocast)
+        kind = batch[0].device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (model, batch[0].shape, scale, model.training, precision)
         if key not in self.passes:
             self.passes[key] = CompiledPass(lambda model, batch: self._run(model, batch, scale), model, batch)
         return self.passes[key](batch)
@@ -116,6 +124,17 @@ class Explicit:
             _Segment(list(model.blocks[start : start + size]), angles, draws)
             for start in range(0, len(model.blocks), size)
         ]
+
+
+class _Made(list):
+    """A list of what a function makes of each thing appended."""
+
+    def __init__(self, make: Callable[[Parts], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def append(self, parts: Parts) -> None:
+        super().append(self.make(parts))
 
 
 class _Segment:

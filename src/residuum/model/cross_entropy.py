@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from residuum.model.linear import Linear
+from residuum.model.precision import at_least_float32
 
 NOT_COUNTED = -100
 """A target that counts for nothing."""
@@ -52,8 +53,3 @@ def explicit_cross_entropy(
             scores *= scale
         dx.append(head.explicit_backward(scores.to(dtype), rows))
     return loss / counts.any(), torch.cat(dx).view_as(x)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """A sum over a vocabulary in half precision would lose its small terms."""
-    return x.float() if x.itemsize < 4 else x

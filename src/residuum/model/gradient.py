@@ -22,9 +22,9 @@ def accumulate(parameter: Tensor, gradient: Tensor) -> None:
     if not parameter.requires_grad:
         return
     if parameter.grad is None:
-        parameter.grad = gradient.to(grad_dtype(parameter))
+        parameter.grad = gradient.detach().to(grad_dtype(parameter))
     else:
-        parameter.grad += gradient
+        parameter.grad += gradient.detach()
 
 
 def accumulate_product(weight: Tensor, dy: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"]) -> None:
@@ -32,12 +32,12 @@ def accumulate_product(weight: Tensor, dy: Float[Tensor, "rows d_out"], x: Float
     if not weight.requires_grad:
         return
     if weight.grad is None and len(weight) <= BLOCK:
-        weight.grad = product(dy.t(), x).to(grad_dtype(weight))
+        accumulate(weight, product(dy.t(), x))
         return
     grad = zeros_grad(weight)
     for start in range(0, len(weight), BLOCK):
         block = slice(start, start + BLOCK)
-        grad[block].add_(product(dy[:, block].t(), x))
+        grad[block].add_(product(dy[:, block].t(), x).detach())
 
 
 def zeros_grad(parameter: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
-from residuum.model.cross_entropy import at_least_float32
 from residuum.model.gradient import Saved, accumulate
+from residuum.model.precision import at_least_float32
 
 Rows = Float[Tensor, "*rows d_model"]
 
@@ -99,11 +99,8 @@ class RMSNorm(nn.Module):
         products = dy * normed
         along = (products * self.gain).sum(-1, keepdim=True)  # a matrix product is in half precision under autocast
         accumulate(self.gain, products.flatten(0, -2).sum(0))
-        return (
-            torch.addcmul(at_least_float32(dy) * self.gain, normed, along, value=-1 / x.shape[-1])
-            .mul_(scale)
-            .to(x.dtype)
-        )
+        g = at_least_float32(dy) * self.gain
+        return g.addcmul_(normed, along, value=-1 / x.shape[-1]).mul_(scale).to(x.dtype)
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:

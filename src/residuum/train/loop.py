@@ -7,13 +7,14 @@ import json
 import math
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from residuum.engine import make_engine
+from residuum.engine.explicit import Explicit
 from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.model import Transformer, generate
@@ -27,6 +28,7 @@ from residuum.train.checkpoint import (
 )
 from residuum.train.culprit import culprit
 from residuum.train.evaluate import bigram_bits_per_byte, bits_per_byte
+from residuum.train.gradient_parts import Norms, loss_and_parts
 from residuum.train.optimizer import make_optimizer
 from residuum.train.recipe import Recipe
 from residuum.train.run_folder import Log, RunFolder
@@ -36,11 +38,11 @@ from residuum.train.tokenizer import Tokenizer, Tokens, make_tokenizer, tokenize
 
 
 class Progress(Protocol):
-    """What the loop tells whoever watches."""
+    """What the loop tells whoever watches: each step as a line of metrics.jsonl, also where the file gets none."""
 
     def note(self, text: str) -> None: ...
 
-    def step(self, line: dict[str, float], steps: int) -> None: ...
+    def step(self, line: dict[str, Any], steps: int) -> None: ...
 
 
 class Silent:
@@ -48,7 +50,7 @@ class Silent:
 
     def note(self, text: str) -> None: ...
 
-    def step(self, line: dict[str, float], steps: int) -> None: ...
+    def step(self, line: dict[str, Any], steps: int) -> None: ...
 
 
 def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -> Transformer:
@@ -59,7 +61,7 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     """
     progress = progress or Silent()
     resumed = folder.recipe_file.exists()
-    device = _device(recipe.run.device)
+    device = _device("cpu" if recipe.engine == "scalar" else recipe.run.device)
     corpus = read_corpus(recipe.data)
     if resumed:
         _same_data(folder, corpus)
@@ -116,25 +118,28 @@ class _Training:
         clock, since = time.perf_counter(), first
         for step in range(first, run.steps):
             lr = learning_rate(step, run.steps, optim)
-            loss, norm, targets = self._step(step, lr)
             done = step + 1
             evaluated = done % run.eval_every == 0 or done == run.steps
             saved = done % run.checkpoint_every == 0 or done == run.steps
+            recorded = evaluated or done % run.log_every == 0 or done == 1
+            loss, norm, targets, parts = self._step(step, lr, recorded)
             if evaluated or saved:
                 self._check_weights(done, loss, norm)
-            if evaluated or done % run.log_every == 0 or done == 1:
-                line: dict[str, float] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm}
-                line["train_bits_per_byte"] = loss / math.log(2) / float(self.tokenizer.token_bytes[targets].mean())
-                line["tokens_per_second"] = targets.size * (done - since) / (time.perf_counter() - clock)
-                if evaluated:
-                    line["bits_per_byte"] = bits_per_byte(
-                        self.model, self.held_out, self.tokenizer, run.eval_tokens, optim.batch_size
-                    )
-                    if run.sample_tokens:
-                        samples.append(f"== step {done}\n{self._sample(done)}\n\n")
+            line: dict[str, Any] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm}
+            line["train_bits_per_byte"] = loss / math.log(2) / float(self.tokenizer.token_bytes[targets].mean())
+            line["tokens_per_second"] = targets.size * (done - since) / (time.perf_counter() - clock)
+            if parts is not None:
+                line["gradient_parts"] = parts
+            if evaluated:
+                line["bits_per_byte"] = bits_per_byte(
+                    self.model, self.held_out, self.tokenizer, run.eval_tokens, optim.batch_size
+                )
+                if run.sample_tokens:
+                    samples.append(f"== step {done}\n{self._sample(done)}\n\n")
+            if recorded:
                 metrics.append(json.dumps(line, allow_nan=False) + "\n")
-                self.progress.step(line, run.steps)
                 clock, since = time.perf_counter(), done
+            self.progress.step(line, run.steps)
             if saved:
                 metrics.settle()
                 samples.settle()
@@ -163,9 +168,10 @@ class _Training:
             metrics.append(json.dumps({"step": 0, "bigram_bits_per_byte": bigram}) + "\n")
         return checkpoint.step if checkpoint else 0, metrics, samples
 
-    def _step(self, step: int, lr: float) -> tuple[float, float, NDArray[np.int64]]:
+    def _step(self, step: int, lr: float, recorded: bool) -> tuple[float, float, NDArray[np.int64], Norms | None]:
         """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, and the targets.
 
+        By the explicit engine, if the step is `recorded`, also the parts of the gradient in the first pass.
         Raises `InputError`, before anything is updated, where loss or norm is not finite.
         """
         optim = self.recipe.optim
@@ -174,13 +180,15 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        total, targets = torch.zeros((), device=self.device), []
+        total, targets, parts = torch.zeros((), device=self.device), [], None
         for micro in range(optim.accumulate):
             x, y = self.batches.at(step, micro)
+            batch, scale = (x.to(self.device), y.to(self.device)), 1 / optim.accumulate
             with self._autocast():
-                loss = self.engine.loss_and_grads(
-                    self.model, (x.to(self.device), y.to(self.device)), scale=1 / optim.accumulate
-                )
+                if recorded and micro == 0 and isinstance(self.engine, Explicit):
+                    loss, parts = loss_and_parts(self.engine, self.model, batch, scale)
+                else:
+                    loss = self.engine.loss_and_grads(self.model, batch, scale)
             total += loss / optim.accumulate
             targets.append(y.numpy())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip or float("inf"))
@@ -188,7 +196,7 @@ class _Training:
         if not (math.isfinite(mean) and math.isfinite(length)):
             raise self._diverged(step + 1, mean, length, self._culprit(step))
         self.optimizer.step()
-        return mean, length, np.concatenate(targets)
+        return mean, length, np.concatenate(targets), parts
 
     def _seed(self, step: int) -> None:
         # Dropout must not remember what was drawn before a kill, so every step starts its own sequence.
@@ -214,10 +222,12 @@ class _Training:
         saved = "no checkpoint was written before it"
         if kept:
             saved = f"{kept[-1].name} stays (residuum train --resume {self.folder.path} repeats what came after it)"
+        lr = f"{optim.lr / 10:g}"
+        low = f" --optim.min-lr {optim.lr / 100:g}" if float(lr) < optim.min_lr else ""
         return InputError(
             f"training diverged at step {done} (loss {loss:.3g}, gradient norm {norm:.3g}): {found}; {saved}; "
             f"start a new run with a lower optim.lr ({optim.lr:g}) or a longer optim.warmup ({optim.warmup}): "
-            f"residuum train {self.folder.recipe_file} --run.dir ANOTHER --optim.lr {optim.lr / 10:g}"
+            f"residuum train {self.folder.recipe_file} --run.dir ANOTHER --optim.lr {lr}{low}"
         )
 
     def _sample(self, step: int) -> str:

@@ -132,13 +132,24 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: str = "autograd"
-    """Way to the loss and its gradients; autograd is PyTorch's own."""
+    """Way to the gradients: autograd, PyTorch's own; explicit, each one derived by hand and no graph; scalar, number by
+    number in plain Python, for tiny models on the cpu."""
 
     def __post_init__(self) -> None:
         residual_named(self.model.residual)
         if not self.model.causal or self.model.head == "none":
             raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
         make_engine(self.engine, self.run.keep).check(self.model)
+        if self.engine == "scalar" and self.run.precision == "bfloat16":
+            raise InputError(
+                "run.precision = 'bfloat16' is nothing for engine = 'scalar', which computes in float64 whatever is "
+                "asked: leave run.precision away, or set engine to autograd"
+            )
+        if self.engine == "scalar" and self.run.device not in ("auto", "cpu"):
+            raise InputError(
+                f"run.device = '{self.run.device}' is nothing for engine = 'scalar', which is plain Python: "
+                "leave run.device away, or set engine to autograd"
+            )
 
 
 def load_recipe(name: str) -> Recipe:
@@ -175,6 +186,8 @@ def _build(kind: Any, content: dict[str, Any], where: str, prefix: str) -> Any:
         if key not in hints:
             close = difflib.get_close_matches(key, hints, n=1)
             mend = f"did you mean '{prefix}{close[0]}'?" if close else f"it may hold {', '.join(hints)}"
+            if key == "engine":  # TOML gives a key to the section above it
+                mend = "write engine on top of the file, above the first section"
             raise InputError(f"{where}: no key '{prefix}{key}': {mend}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
