@@ -106,8 +106,14 @@ def test_a_step_is_pytorch_bit_for_bit(precision: str, text_folder: Path, tmp_pa
         ("engine = 'explicit'", "keep = 'every-0'", "run.keep = 'every-0' is nothing that can be kept"),
         ("engine = 'explicit'", "keep = 'every-'", "run.keep = 'every-' is nothing that can be kept"),
         ("", "keep = 4", "run.keep is 4: give a str"),
-        ("", "keep = 'every-4'", "run.keep = 'every-4' is the explicit engine's: set engine to explicit, or leave"),
-        ("engine = 'autograd'", "keep = 'block-inputs'", "run.keep = 'block-inputs' is the explicit engine's"),
+        ("", "keep = 'every-4'", "run.keep is the explicit engine's: set engine to explicit, or leave"),
+        ("engine = 'autograd'", "keep = 'block-inputs'", "run.keep is the explicit engine's"),
+        (
+            "engine = 'scalar'",
+            "compile = true",
+            "run.compile is the explicit engine's: set engine",
+        ),
+        ("engine = 'explicit'", "keep = 'every-2'\ncompile = true", "run.compile keeps everything"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -167,7 +173,7 @@ def test_only_the_explicit_engine_is_told_what_to_keep() -> None:
     assert make_engine("explicit", "every-4").segment == 4
     assert make_engine("explicit", "block-inputs").segment == 1
     assert make_engine("explicit").segment is None
-    with pytest.raises(InputError, match=r"run\.keep = 'every-4' is the explicit engine's"):
+    with pytest.raises(InputError, match=r"run\.keep is the explicit engine's"):
         make_engine("autograd", "every-4")
 
 

@@ -40,7 +40,8 @@ class CompiledPass:
             loss = functional_call(_Running(run, model), stand_ins, ((tokens, targets),))
             return [loss, *(weight.grad for weight in fresh)]
 
-        graph = make_fx(pure)(*batch, *(p.detach() for p in self.parameters))
+        with torch.random.fork_rng():  # recording a pass runs it, and what it drops must be drawn again
+            graph = make_fx(pure)(*batch, *(p.detach() for p in self.parameters))
         self.graph = torch.compile(graph, fullgraph=True, dynamic=False, options=OPTIONS)
 
     def __call__(self, batch: Batch) -> Tensor:

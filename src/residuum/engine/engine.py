@@ -32,17 +32,17 @@ class Engine(Protocol):
         """
 
 
-def make_engine(name: str, keep: str = "everything") -> Engine:
+def make_engine(name: str, keep: str = "everything", compiled: bool = False) -> Engine:
     """The engine called `name`. Raises `InputError` if there is none.
 
-    `keep` is what the explicit engine keeps of the forward pass for its backward; no other engine has a choice.
+    `keep` is what the explicit engine keeps of the forward pass for its backward, `compiled` whether its pass becomes
+    one graph; no other engine has these choices.
     """
     if name not in tuple(ENGINES):  # a file may give what cannot even be looked up
         raise InputError(f"engine = {name!r} is no engine: choose {', '.join(ENGINES)}")
-    if keep != "everything" and name != "explicit":
-        raise InputError(
-            f"run.keep = {keep!r} is the explicit engine's: set engine to explicit, or leave run.keep away"
-        )
+    for field, given in (("run.keep", keep != "everything"), ("run.compile", compiled)):
+        if given and name != "explicit":
+            raise InputError(f"{field} is the explicit engine's: set engine to explicit, or leave {field} away")
     module, kind = ENGINES[name].split(":")
     engine = getattr(import_module(f"residuum.engine.{module}"), kind)  # PyTorch loads here
-    return engine(keep) if name == "explicit" else engine()
+    return engine(keep, compiled=compiled) if name == "explicit" else engine()

@@ -14,7 +14,7 @@ from residuum.engine.compiled import CompiledPass
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.model.cross_entropy import explicit_cross_entropy
-from residuum.model.residual import Parts, Residual, residual_named
+from residuum.model.residual import Parts, Receiver, Residual, residual_named
 
 if TYPE_CHECKING:
     from residuum.engine.engine import Batch
@@ -80,13 +80,11 @@ class Explicit:
             for parameter in model.parameters():
                 parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
         if flow:
-            parts: list[Parts] = [] if flow is True else _Made(flow)
+            parts: list[Any] = [] if flow is True else _Made(flow)
             return self._run(model, batch, scale, parts), list(reversed(parts))
         return self._compiled(model, batch, scale) if self.compiled else self._run(model, batch, scale)
 
-    def _run(
-        self, model: Transformer, batch: Batch, scale: float, parts: list[Parts] | None = None
-    ) -> Float[Tensor, ""]:
+    def _run(self, model: Transformer, batch: Batch, scale: float, parts: Receiver | None = None) -> Float[Tensor, ""]:
         assert model.head is not None
         tokens, targets = batch
         x, of_embed = model.explicit_embed(tokens)
@@ -154,7 +152,7 @@ class _Segment:
                 self.saved.append(saved)
         return x
 
-    def backward(self, dx: Tensor, parts: list[Parts] | None) -> Tensor:
+    def backward(self, dx: Tensor, parts: Receiver | None) -> Tensor:
         if self.begin is not None:
             self._forward_again(*self.begin)
         for block in reversed(self.blocks):

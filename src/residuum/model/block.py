@@ -9,7 +9,7 @@ from residuum.model.attention import Attention, LayerCache
 from residuum.model.config import ModelConfig
 from residuum.model.feedforward import make_feedforward
 from residuum.model.gradient import Saved
-from residuum.model.residual import Parts, residual_named
+from residuum.model.residual import Receiver, residual_named
 
 
 class Block(nn.Module):
@@ -44,7 +44,7 @@ class Block(nn.Module):
         return x, (of_attn, of_ff)
 
     def explicit_backward(
-        self, dy: Float[Tensor, "batch pos d_model"], saved: Saved, parts: list[Parts] | None = None
+        self, dy: Float[Tensor, "batch pos d_model"], saved: Saved, parts: Receiver | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
         """`parts` receives both parts of the gradient at each connection, the last connection's first."""
         of_attn, of_ff = saved

@@ -103,7 +103,7 @@ class _Training:
     ) -> None:
         self.folder, self.recipe, self.model, self.batches = folder, recipe, model, batches
         self.held_out, self.tokenizer, self.device, self.progress = held_out, tokenizer, device, progress
-        self.engine = make_engine(recipe.engine, recipe.run.keep)
+        self.engine = make_engine(recipe.engine, recipe.run.keep, recipe.run.compile)
         self.optimizer = make_optimizer(model, recipe.optim, device)
 
     def run(self, bigram: float) -> None:

@@ -48,6 +48,9 @@ class RunConfig:
     keep: str = "everything"
     """What the explicit engine keeps for its backward: everything; block-inputs, computing each block again; or every-K
     (every-4, say), the input of every K-th block only."""
+    compile: bool = False
+    """Whether the explicit engine's pass becomes one compiled graph. It takes a C++ compiler and half a minute at the
+    start, and halves the time of a step that is all calls: a tiny model's."""
 
     def __post_init__(self) -> None:
         check_fields(self, "run")
@@ -139,7 +142,7 @@ class Recipe:
         residual_named(self.model.residual)
         if not self.model.causal or self.model.head == "none":
             raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
-        make_engine(self.engine, self.run.keep).check(self.model)
+        make_engine(self.engine, self.run.keep, self.run.compile).check(self.model)
         if self.engine == "scalar" and self.run.precision == "bfloat16":
             raise InputError(
                 "run.precision = 'bfloat16' is nothing for engine = 'scalar', which computes in float64 whatever is "

@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from residuum.model.residual.base import REGISTRY, Parts, Residual, residual_named
+from residuum.model.residual.base import REGISTRY, Parts, Receiver, Residual, residual_named
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["REGISTRY", "Parts", "Residual", "residual_named"]
+__all__ = ["REGISTRY", "Parts", "Receiver", "Residual", "residual_named"]

@@ -22,6 +22,13 @@ class Parts(NamedTuple):
 
 
 @runtime_checkable
+class Receiver(Protocol):
+    """What both parts of each connection's gradient are handed to: a list, say."""
+
+    def append(self, parts: Parts, /) -> None: ...
+
+
+@runtime_checkable
 class Branch(Protocol):
     """What a residual connection joins to the stream. The first thing that `explicit_forward` keeps is its input."""
 
@@ -59,7 +66,7 @@ class Residual(nn.Module):
         """y, and what `explicit_backward` needs: the branch itself is part of it."""
         raise NotImplementedError
 
-    def explicit_backward(self, dy: Tensor, saved: Saved, parts: list[Parts] | None = None) -> Tensor:
+    def explicit_backward(self, dy: Tensor, saved: Saved, parts: Receiver | None = None) -> Tensor:
         """dx, the sum of what comes back on the identity path and on the branch path; `parts` receives both."""
         raise NotImplementedError
 
@@ -71,7 +78,7 @@ def residual_named(name: str) -> type[Residual]:
     return REGISTRY[name]
 
 
-def joined(identity: Tensor, branch: Tensor, parts: list[Parts] | None) -> Tensor:
+def joined(identity: Tensor, branch: Tensor, parts: Receiver | None) -> Tensor:
     """Where the gradient's two paths meet again: dx = identity part + branch part."""
     if parts is not None:
         parts.append(Parts(identity, branch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from residuum.model.gradient import Saved
-from residuum.model.residual.base import Branch, Parts, Residual, Stream
+from residuum.model.residual.base import Branch, Receiver, Residual, Stream
 
 
 class NoResidual(Residual):
@@ -21,7 +21,7 @@ class NoResidual(Residual):
         write, of_branch = branch.explicit_forward(x, *args)
         return write, (branch, of_branch)
 
-    def explicit_backward(self, dy: Stream, saved: Saved, parts: list[Parts] | None = None) -> Stream:
+    def explicit_backward(self, dy: Stream, saved: Saved, parts: Receiver | None = None) -> Stream:
         """There is no connection, so `parts` receives nothing."""
         del parts
         branch, of_branch = saved

@@ -7,7 +7,7 @@ from typing import Any
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
 from residuum.model.norm import make_norm
-from residuum.model.residual.base import Branch, Parts, Residual, Stream, joined
+from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined
 
 
 class Post(Residual):
@@ -31,7 +31,7 @@ class Post(Residual):
         y, of_norm = self.norm.explicit_forward(x + write)
         return y, (branch, of_norm, of_branch)
 
-    def explicit_backward(self, dy: Stream, saved: Saved, parts: list[Parts] | None = None) -> Stream:
+    def explicit_backward(self, dy: Stream, saved: Saved, parts: Receiver | None = None) -> Stream:
         branch, of_norm, of_branch = saved
         dsum = self.norm.explicit_backward(dy, of_norm)
         return joined(dsum, branch.explicit_backward(dsum, of_branch), parts)

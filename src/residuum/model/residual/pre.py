@@ -7,7 +7,7 @@ from typing import Any
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
 from residuum.model.norm import make_norm
-from residuum.model.residual.base import Branch, Parts, Residual, Stream, joined
+from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined
 
 
 class Pre(Residual):
@@ -32,7 +32,7 @@ class Pre(Residual):
         write, (_, *of_branch) = branch.explicit_forward(normed, *args)
         return x + write, (branch, of_norm, of_branch)
 
-    def explicit_backward(self, dy: Stream, saved: Saved, parts: list[Parts] | None = None) -> Stream:
+    def explicit_backward(self, dy: Stream, saved: Saved, parts: Receiver | None = None) -> Stream:
         branch, of_norm, of_branch = saved
         identity = dy
         dnormed = branch.explicit_backward(dy, (self.norm.explicit_again(of_norm), *of_branch))
