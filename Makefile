@@ -44,6 +44,8 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/structure.py
 	$(BIN)/python benchmarks/scalar.py
+	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/engines.py
 
 faults: .venv/dev
 	$(BIN)/pytest tests/faults -m faults

@@ -238,6 +238,19 @@ def test_blocks_of_a_gradient_at_their_real_size() -> None:
     assert [row for row in measured("linear", "tall", make) if not row.ok] == []
 
 
+def test_what_is_no_cpu_takes_all_rows_at_once() -> None:
+    """Said of meta tensors, which any machine has."""
+    sizes: list[int] = []
+
+    def seen(rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return rows
+
+    for device in ("cpu", "meta"):
+        assert feedforward.by_rows(seen, torch.empty(2, feedforward.ROWS, 1, device=device)).shape == (2, 256, 1)
+    assert sizes == [256, 256, 512]
+
+
 class Calls(TorchDispatchMode):
     """Hears every kernel."""
 

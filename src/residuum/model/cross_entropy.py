@@ -13,7 +13,7 @@ from residuum.model.precision import at_least_float32
 NOT_COUNTED = -100
 """A target that counts for nothing."""
 
-CHUNK = 2**18
+CHUNK, CHUNK_ON_GPU = 2**18, 2**26
 """Scores that exist at a time, unless that were fewer than `LEAST_ROWS` rows of them."""
 LEAST_ROWS = 256
 
@@ -36,7 +36,7 @@ def explicit_cross_entropy(
     counts = wanted != NOT_COUNTED
     # Where no target counts, the loss is 0/0 and the gradients are zero, as in PyTorch.
     weights = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum().clamp(min=1)
-    size = max(CHUNK // head.weight.shape[0], LEAST_ROWS)
+    size = max((CHUNK if x.device.type == "cpu" else CHUNK_ON_GPU) // head.weight.shape[0], LEAST_ROWS)
     loss, dx = torch.zeros((), device=x.device), []
     chunks = (tensor.split(size) for tensor in (x.flatten(0, -2), wanted.clamp(min=0), weights))
     for rows, target, weight in zip(*chunks, strict=True):

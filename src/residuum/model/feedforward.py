@@ -127,10 +127,13 @@ class SwiGLU(nn.Module):
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Float[Tensor, "*rows _"]) -> Float[Tensor, "*rows out"]:
-    """`function` of all rows, ROWS at a time: what lies between its input and its output never exists as a whole."""
+    """`function` of all rows, on a CPU ROWS at a time: what lies between its input and its output never exists whole.
+
+    A GPU, which wants few large products, takes all at once.
+    """
     first = tensors[0]
     rows = [tensor.flatten(0, -2) for tensor in tensors]
-    if len(rows[0]) <= ROWS:
+    if len(rows[0]) <= ROWS or first.device.type != "cpu":
         return function(*rows).view(*first.shape[:-1], -1)
     y = torch.empty(0)
     for start in range(0, len(rows[0]), ROWS):

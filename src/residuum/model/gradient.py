@@ -31,12 +31,13 @@ def accumulate_product(weight: Tensor, dy: Float[Tensor, "rows d_out"], x: Float
     """grad ← grad + dyᵀ x, a second matrix as large as W never existing. Shapes: grad [d_out, d_in]."""
     if not weight.requires_grad:
         return
-    if weight.grad is None and len(weight) <= BLOCK:
+    size = BLOCK if weight.device.type == "cpu" else len(weight)  # a GPU wants few large products
+    if weight.grad is None and len(weight) <= size:
         accumulate(weight, product(dy.t(), x))
         return
     grad = zeros_grad(weight)
-    for start in range(0, len(weight), BLOCK):
-        block = slice(start, start + BLOCK)
+    for start in range(0, len(weight), size):
+        block = slice(start, start + size)
         grad[block].add_(product(dy[:, block].t(), x).detach())
 
 
