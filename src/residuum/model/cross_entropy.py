@@ -13,8 +13,9 @@ from residuum.model.precision import at_least_float32
 NOT_COUNTED = -100
 """A target that counts for nothing."""
 
-CHUNK, CHUNK_ON_GPU = 2**18, 2**26
-"""Scores that exist at a time, unless that were fewer than `LEAST_ROWS` rows of them."""
+CHUNK = 2**18
+"""Scores that exist at a time on a CPU, unless that were fewer than `LEAST_ROWS` rows of them."""
+CHUNK_ON_GPU = 2**26
 LEAST_ROWS = 256
 
 
