@@ -7,7 +7,23 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-PARTS = ("attention", "block", "feedforward", "generate", "linear", "norm", "positions", "residual", "transformer")
+PARTS = (
+    "attend",
+    "attention",
+    "block",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "feedforward",
+    "generate",
+    "gradient",
+    "linear",
+    "norm",
+    "positions",
+    "product",
+    "residual",
+    "transformer",
+)
 install_import_hook([f"residuum.model.{part}" for part in PARTS], "beartype.beartype")
 
 import torch

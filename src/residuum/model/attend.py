@@ -10,13 +10,14 @@ from torch import Tensor
 from residuum.model.dropout import Dropout
 from residuum.model.gradient import Saved
 
-Heads = Float[Tensor, "batch heads pos d_head"]
-Allowed = Bool[Tensor, "#batch 1 queries keys"] | Bool[Tensor, "queries keys"]
+Queries = Float[Tensor, "batch heads queries d_head"]
+Keys = Float[Tensor, "batch kv_heads keys d_head"]
+Allowed = Bool[Tensor, "batch 1 queries keys"] | Bool[Tensor, "queries keys"]
 
 
 def attend(
-    q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout
-) -> tuple[Heads, Saved]:
+    q: Queries, k: Keys, v: Keys, causal: bool, allowed: Allowed | None, dropout: Dropout
+) -> tuple[Queries, Saved]:
     """y = softmax(q kᵀ / √d_head) v, and what else `attend_backward` needs.
 
     `allowed`, where given, says all of what may be seen; else `causal` does. A pattern from which entries are dropped
@@ -29,13 +30,15 @@ def attend(
     return by_autograd(q, k, v, causal, allowed)
 
 
-def attend_backward(dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, kept: Saved) -> tuple[Heads, Heads, Heads]:
+def attend_backward(dy: Queries, q: Queries, k: Keys, v: Keys, y: Queries, kept: Saved) -> tuple[Queries, Keys, Keys]:
     """dq, dk, dv."""
     backward, *rest = kept
     return backward(dy, q, k, v, y, *rest)
 
 
-def naive(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, dropout: Dropout) -> tuple[Heads, Saved]:
+def naive(
+    q: Queries, k: Keys, v: Keys, causal: bool, allowed: Allowed | None, dropout: Dropout
+) -> tuple[Queries, Saved]:
     """P = softmax(q kᵀ / √d_head), y = dropout(P) v, with all of P [batch, heads, queries, keys] in memory."""
     if allowed is None and causal:
         allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -49,8 +52,8 @@ def naive(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None, d
 
 
 def naive_backward(
-    dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, pattern: Tensor, dropped: Tensor | None, dropout: Dropout
-) -> tuple[Heads, Heads, Heads]:
+    dy: Queries, q: Queries, k: Keys, v: Keys, y: Queries, pattern: Tensor, dropped: Tensor | None, dropout: Dropout
+) -> tuple[Queries, Keys, Keys]:
     """dv = D(P)ᵀ dy, dP = D(dy vᵀ), dS = P ⊙ (dP − Σ P ⊙ dP), dq = dS k / √d_head, dk = dSᵀ q / √d_head.
 
     D is dropout with the mask of the forward. A row of softmax sums to one whatever its scores, so what all of a row's
@@ -66,16 +69,16 @@ def naive_backward(
     return dq, _summed(dk, k), _summed(dv, v)
 
 
-def _shared(x: Heads, q: Heads) -> Heads:
+def _shared(x: Keys, q: Queries) -> Float[Tensor, "batch heads keys d_head"]:
     """Each head of keys or values once for every query head that reads it."""
     return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
 
 
-def _summed(dx: Heads, x: Heads) -> Heads:
+def _summed(dx: Float[Tensor, "batch heads keys d_head"], x: Keys) -> Keys:
     return dx.unflatten(1, (x.shape[1], -1)).sum(2)
 
 
-def fused(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Saved]:
+def fused(q: Queries, k: Keys, v: Keys, causal: bool, allowed: Allowed | None) -> tuple[Queries, Saved]:
     """The same in blocks of queries and keys, keeping log Σ exp(scores) of each row in place of the pattern.
 
     Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135; PyTorch's kernel for the CPU.
@@ -90,20 +93,20 @@ def fused(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -
 
 
 def fused_backward(
-    dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, logsumexp: Tensor, causal: bool, bias: Tensor | None
-) -> tuple[Heads, Heads, Heads]:
+    dy: Queries, q: Queries, k: Keys, v: Keys, y: Queries, logsumexp: Tensor, causal: bool, bias: Tensor | None
+) -> tuple[Queries, Keys, Keys]:
     """`naive_backward` with P computed again block by block."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     dq, dk, dv = kernel(_dense(dy), _dense(q), _dense(k), _dense(v), y, logsumexp, 0.0, causal, attn_mask=bias)
     return dq, dk, dv
 
 
-def _dense(x: Heads) -> Heads:
+def _dense(x: Tensor) -> Tensor:
     """The kernel takes it unasked that a head's entries lie side by side; two of them, rotated, may not."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def by_autograd(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | None) -> tuple[Heads, Saved]:
+def by_autograd(q: Queries, k: Keys, v: Keys, causal: bool, allowed: Allowed | None) -> tuple[Queries, Saved]:
     """The same on a device whose kernels PyTorch chooses among: their backward is reached through its autograd."""
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -115,8 +118,8 @@ def by_autograd(q: Heads, k: Heads, v: Heads, causal: bool, allowed: Allowed | N
 
 
 def by_autograd_backward(
-    dy: Heads, q: Heads, k: Heads, v: Heads, y: Heads, attended: Tensor, inputs: list[Tensor]
-) -> tuple[Heads, Heads, Heads]:
+    dy: Queries, q: Queries, k: Keys, v: Keys, y: Queries, attended: Tensor, inputs: list[Tensor]
+) -> tuple[Queries, Keys, Keys]:
     """One kernel's backward, called by PyTorch."""
     del q, k, v, y  # PyTorch's record holds its own
     dq, dk, dv = torch.autograd.grad(attended, inputs, dy)
