@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from residuum.engine.compiled import CompiledPass
 from residuum.engine.explicit import Explicit
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
@@ -45,3 +46,31 @@ def test_what_failed_to_compile_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch, "compile", lambda graph, **options: without_compiler)
     with pytest.raises(InputError, match=r"^run\.compile: PyTorch's compiler gave up \(.*\): install a C\+\+ compiler"):
         Explicit(compiled=True).loss_and_grads(Transformer(ModelConfig(**SHAPE)), batch(0))
+
+
+def test_a_graph_is_recorded_anew_where_what_it_took_for_granted_has_changed() -> None:
+    def freeze(model: Transformer) -> None:
+        model.final_norm.gain.requires_grad_(False)
+
+    def replace(model: Transformer) -> None:
+        model.final_norm.gain = torch.nn.Parameter(torch.ones(12))
+
+    def drop_more(model: Transformer) -> None:
+        model.blocks[1].ff.dropout.p = 0.5
+
+    def judge_one_block(model: Transformer) -> None:
+        model.blocks[0].eval()
+
+    for change in (freeze, replace, drop_more, judge_one_block, Transformer.double, Transformer.eval):
+        model = Transformer(ModelConfig(**SHAPE, dropout=0.1))
+        with torch.no_grad():
+            recorded = CompiledPass(lambda model, batch: Explicit()._run(model, batch, 1.0), model, batch(0))
+        assert recorded.still_holds()
+        change(model)
+        assert not recorded.still_holds(), change
+
+
+@pytest.mark.parametrize("options", [{"keep": "every-2"}, {"main_grads": True}], ids=str)
+def test_choices_that_exclude_each_other(options: dict) -> None:
+    with pytest.raises(InputError, match=r"run\.compile keeps everything|choose one of them"):
+        Explicit(compiled=True, **options)

@@ -182,3 +182,55 @@ def test_what_it_cannot_run_names_the_field_and_the_mend() -> None:
             make_engine("explicit").check(ModelConfig(residual="half"))
     finally:
         del REGISTRY["half"]
+
+
+def test_what_a_connection_draws_is_drawn_again() -> None:
+    """A connection may drop whole branches though the model has no dropout."""
+
+    class Drawing(REGISTRY["pre"]):
+        name = "drawing"
+
+        def explicit_forward(self, x, branch, *args):
+            kept = torch.empty(len(x), 1, 1, dtype=x.dtype).bernoulli_(0.5) * 2
+            y, saved = super().explicit_forward(x, branch, *args)
+            return x + (y - x) * kept, (kept, saved)
+
+        def explicit_backward(self, dy, saved, parts=None):
+            kept, rest = saved
+            return dy * (1 - kept) + super().explicit_backward(dy * kept, rest, parts)
+
+    try:
+        shape = {"vocab_size": 11, "context": 5, "d_model": 6, "n_layers": 3, "n_heads": 2}
+        model, read = Transformer(ModelConfig(**shape, residual="drawing")).double(), torch.randint(11, (4, 5))
+        found = []
+        for keep in ("everything", "block-inputs", "every-2"):
+            model.zero_grad()
+            torch.manual_seed(1)
+            Explicit(keep).loss_and_grads(model, (read, read))
+            found.append((torch.cat([p.grad.flatten() for p in model.parameters()]), torch.rand(1)))
+        for gradients, next_drawn in found[1:]:
+            assert torch.equal(gradients, found[0][0])
+            assert torch.equal(next_drawn, found[0][1])
+    finally:
+        del REGISTRY["drawing"]
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_a_batch_that_is_none_is_refused_by_both(engine: str, tiny: Transformer) -> None:
+    read = torch.randint(31, (2, 7))
+    run = make_engine(engine).loss_and_grads
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        run(tiny, (read, torch.full_like(read, -1)))
+    with pytest.raises(ValueError, match="13 tokens are more than the model's context of 12"):
+        run(tiny, (torch.zeros(1, 13, dtype=torch.long),) * 2)
+
+
+def test_main_gradients_take_over_what_is_there() -> None:
+    shape = {"vocab_size": 11, "context": 5, "d_model": 6, "n_layers": 1, "n_heads": 2}
+    model, read = Transformer(ModelConfig(**shape)).bfloat16(), torch.randint(11, (2, 5))
+    Explicit().loss_and_grads(model, (read, read))
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    Explicit(main_grads=True).loss_and_grads(model, (read, read))
+    for name, p in model.named_parameters():
+        assert p.grad.dtype == torch.float32
+        torch.testing.assert_close(p.grad, 2 * before[name].float(), rtol=0.05, atol=0.01, msg=name)

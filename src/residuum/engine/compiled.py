@@ -31,7 +31,11 @@ class CompiledPass:
     """
 
     def __init__(self, run: Pass, model: Transformer, batch: Batch) -> None:
+        batch = _contiguous(batch)
         self.parameters = list(model.parameters())
+        self.modules = list(model.modules())
+        self.slots = [(module._parameters, name) for module in self.modules for name in module._parameters]
+        self.granted = self._settings()
         names = [f"model.{name}" for name, _ in model.named_parameters()]
 
         def pure(tokens: Tensor, targets: Tensor, *weights: Tensor) -> list[Tensor | None]:
@@ -44,11 +48,22 @@ class CompiledPass:
             graph = make_fx(pure)(*batch, *(p.detach() for p in self.parameters))
         self.graph = torch.compile(graph, fullgraph=True, dynamic=False, options=OPTIONS)
 
+    def still_holds(self) -> bool:
+        """Whether all that the graph took for granted is as it was: parameters, what is frozen, what is dropped."""
+        return self._settings() == self.granted
+
+    def _settings(self) -> list[Any]:
+        parameters = [home.get(name) for home, name in self.slots]
+        return [
+            *((id(p), p.requires_grad, p.dtype, p.device) for p in parameters if p is not None),
+            *((module.training, module.__dict__.get("p")) for module in self.modules),
+        ]
+
     def __call__(self, batch: Batch) -> Tensor:
         """The loss; its gradients are added to `.grad`. Raises `InputError` where there is nothing to compile with."""
         with torch.autocast(batch[0].device.type, enabled=False):  # the graph says already what type each product has
             try:
-                loss, *grads = self.graph(*batch, *self.parameters)
+                loss, *grads = self.graph(*_contiguous(batch), *self.parameters)
             except torch._inductor.exc.InductorError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(
@@ -58,6 +73,11 @@ class CompiledPass:
             if grad is not None:
                 parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
         return loss
+
+
+def _contiguous(batch: Batch) -> Batch:
+    """A graph is recorded for one layout in memory."""
+    return batch[0].contiguous(), batch[1].contiguous()
 
 
 class _Running(nn.Module):

@@ -27,9 +27,9 @@ class Explicit:
 
     `keep` says what is kept of the forward for the backward: `everything` that is not cheap to compute again, only
     `block-inputs`, from which each block is computed once more, or `every-K`, the input of each K-th block. With
-    `main_grads`, weights of less than float32 get a float32 `.grad`, so that sums over many batches lose nothing
-    (it takes a PyTorch whose tensors have `grad_dtype`). With `compiled`, the pass is one graph, compiled when a shape
-    of batch is first seen (it takes a C++ compiler, and half a minute).
+    `main_grads`, weights of less than float32 get a float32 `.grad`, so that sums over many batches, or the many rows
+    of one, lose nothing (it takes a PyTorch whose tensors have `grad_dtype`). With `compiled`, the pass is one graph,
+    compiled when a shape of batch is first seen (it takes a C++ compiler, and half a minute).
     """
 
     def __init__(self, keep: str = "everything", main_grads: bool = False, compiled: bool = False) -> None:
@@ -37,7 +37,9 @@ class Explicit:
         self.main_grads, self.compiled = main_grads, compiled
         self.passes: dict[Any, CompiledPass] = {}
         if compiled and self.segment:
-            raise InputError("run.compile keeps everything: a compiler would see that a block is computed twice")
+            raise InputError("run.compile keeps everything, as a compiler sees what is computed twice: leave keep away")
+        if compiled and main_grads:
+            raise InputError("a compiled pass has no main_grads: choose one of them")
         if main_grads and not hasattr(Tensor, "grad_dtype"):
             raise InputError("main_grads takes a newer PyTorch, whose tensors have grad_dtype: leave it away")
 
@@ -78,7 +80,7 @@ class Explicit:
         """
         if self.main_grads:
             for parameter in model.parameters():
-                parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
+                _ask_for_main_grad(parameter)
         if flow:
             parts: list[Any] = [] if flow is True else _Made(flow)
             return self._run(model, batch, scale, parts), list(reversed(parts))
@@ -109,18 +111,16 @@ class Explicit:
     def _compiled(self, model: Transformer, batch: Batch, scale: float) -> Float[Tensor, ""]:
         kind = batch[0].device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (model, batch[0].shape, scale, model.training, precision)
-        if key not in self.passes:
+        key = (model, batch[0].shape, scale, precision)
+        if key not in self.passes or not self.passes[key].still_holds():
             self.passes[key] = CompiledPass(lambda model, batch: self._run(model, batch, scale), model, batch)
         return self.passes[key](batch)
 
     def _segments(self, model: Transformer, length: int) -> list[_Segment]:
         angles = model.rotary(0, length) if model.rotary is not None else None
-        draws = model.training and model.config.dropout > 0
         size = self.segment or len(model.blocks)
         return [
-            _Segment(list(model.blocks[start : start + size]), angles, draws)
-            for start in range(0, len(model.blocks), size)
+            _Segment(list(model.blocks[start : start + size]), angles) for start in range(0, len(model.blocks), size)
         ]
 
 
@@ -136,16 +136,19 @@ class _Made(list):
 
 
 class _Segment:
-    """Blocks in a row. Either all that their backward needs is kept, or their input and what dropout will draw."""
+    """Blocks in a row. Either all that their backward needs is kept, or their input and where the random numbers were.
 
-    def __init__(self, blocks: list[Any], angles: tuple[Tensor, Tensor] | None, draws: bool) -> None:
-        self.blocks, self.angles, self.draws = blocks, angles, draws
+    Not only dropout draws some: a residual connection may.
+    """
+
+    def __init__(self, blocks: list[Any], angles: tuple[Tensor, Tensor] | None) -> None:
+        self.blocks, self.angles = blocks, angles
         self.saved: list[Any] = []
-        self.begin: tuple[Tensor, Tensor | None] | None = None
+        self.begin: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, keep: bool) -> Tensor:
         if not keep:
-            self.begin = x, _random(x).get_rng_state() if self.draws else None
+            self.begin = x, _random(x).get_rng_state()
         for block in self.blocks:
             x, saved = block.explicit_forward(x, self.angles)
             if keep:
@@ -159,15 +162,19 @@ class _Segment:
             dx = block.explicit_backward(dx, self.saved.pop(), parts)
         return dx
 
-    def _forward_again(self, x: Tensor, state: Tensor | None) -> None:
+    def _forward_again(self, x: Tensor, state: Tensor) -> None:
         """Drops what was dropped the first time, and leaves the random numbers as they are now."""
-        if state is None:
-            self.forward(x, keep=True)
-            return
         now = _random(x).get_rng_state()
         _random(x).set_rng_state(state)
         self.forward(x, keep=True)
         _random(x).set_rng_state(now)
+
+
+def _ask_for_main_grad(parameter: Tensor) -> None:
+    wanted, grad = torch.promote_types(parameter.dtype, torch.float32), parameter.grad
+    parameter.grad = None  # one of another type would stand in the way
+    parameter.grad_dtype = wanted
+    parameter.grad = None if grad is None else grad.to(wanted)
 
 
 def _random(x: Tensor) -> Any:

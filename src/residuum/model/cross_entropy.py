@@ -33,13 +33,15 @@ def explicit_cross_entropy(
     computed, so its gradient waits for nothing: forward and backward are one, some rows at a time, and the scores of
     all places, vocab numbers each, never exist together.
     """
+    if targets.shape != x.shape[:-1]:
+        raise ValueError(f"targets of shape {tuple(targets.shape)} for tokens of shape {tuple(x.shape[:-1])}")
     wanted = targets.flatten().unsqueeze(-1)
     counts = wanted != NOT_COUNTED
     # Where no target counts, the loss is 0/0 and the gradients are zero, as in PyTorch.
     weights = counts.to(torch.promote_types(x.dtype, torch.float32)) / counts.sum().clamp(min=1)
     size = max((CHUNK if x.device.type == "cpu" else CHUNK_ON_GPU) // head.weight.shape[0], LEAST_ROWS)
     loss, dx = torch.zeros((), device=x.device), []
-    chunks = (tensor.split(size) for tensor in (x.flatten(0, -2), wanted.clamp(min=0), weights))
+    chunks = (tensor.split(size) for tensor in (x.flatten(0, -2), wanted.where(counts, 0), weights))
     for rows, target, weight in zip(*chunks, strict=True):
         scores, _ = head.explicit_forward(rows)
         dtype = scores.dtype

@@ -67,8 +67,7 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The last state of the residual stream, after the final norm where there is one."""
         start, length = cache[0].length if cache else 0, tokens.shape[1]
-        if start + length > self.config.context:
-            raise ValueError(f"{start + length} tokens are more than the model's context of {self.config.context}")
+        self._check_length(start + length)
         if cache is not None and (mask is not None or not self.config.causal):
             raise ValueError("a cache is for a decoder without padding")
         x = self.embedding(tokens)
@@ -85,7 +84,8 @@ class Transformer(nn.Module):
         return cross_entropy(self(tokens), targets)
 
     def explicit_embed(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
-        """The stream's first state, state[0]."""
+        """The stream's first state, state[0]. Raises `ValueError` for more tokens than `config.context`."""
+        self._check_length(tokens.shape[1])
         x, of_embedding = self.embedding.explicit_forward(tokens)
         of_positions = None
         if self.positions is not None:
@@ -101,6 +101,10 @@ class Transformer(nn.Module):
         if self.positions is not None:
             self.positions.explicit_backward(dx, of_positions)
         self.embedding.explicit_backward(dx, of_embedding)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.context:
+            raise ValueError(f"{length} tokens are more than the model's context of {self.config.context}")
 
     def new_cache(self, batch: int) -> list[LayerCache]:
         """Empty keys and values for every layer, room for `config.context` tokens."""

@@ -19,9 +19,11 @@ from residuum.model.cross_entropy import LEAST_ROWS, NOT_COUNTED, cross_entropy,
 from residuum.model.dropout import Dropout
 from residuum.model.embedding import Embedding
 from residuum.model.feedforward import ACTIVATIONS, ROWS, make_feedforward
+from residuum.model.gradient import BLOCK
 from residuum.model.linear import Linear
 from residuum.model.norm import LayerNorm, RMSNorm
 from residuum.model.positions import LearnedPositions, RotaryPositions, rotate, rotate_backward
+from residuum.model.product import ONEDNN_FROM
 from residuum.model.residual import REGISTRY
 
 BATCH, POS, D_MODEL, VOCAB = 2, 5, 12, 31
@@ -43,6 +45,12 @@ def cases() -> list[Case]:
     found: list[tuple[str, str, Make]] = [
         ("linear", "linear", lambda kind: of_module(ready(Linear(D_MODEL, 7, False, 0.3), kind), stream(kind))),
         ("linear", "linear-bias", lambda kind: of_module(ready(Linear(D_MODEL, 7, True, 0.3), kind), stream(kind))),
+        (
+            "linear",
+            "tall",
+            lambda kind: of_module(ready(Linear(3, 2 * BLOCK + 7, True, 0.3), kind), stream(kind, 2, 3)),
+        ),
+        ("linear", "large", _large_linear),
         ("norm", "layernorm", lambda kind: of_module(ready(LayerNorm(D_MODEL, 1e-5, False), kind), stream(kind))),
         ("norm", "layernorm-bias", lambda kind: of_module(ready(LayerNorm(D_MODEL, 1e-5, True), kind), stream(kind))),
         ("norm", "rmsnorm", lambda kind: of_module(ready(RMSNorm(D_MODEL, 1e-5), kind), stream(kind))),
@@ -69,6 +77,8 @@ def cases() -> list[Case]:
         ("block", "encoder-block", _block(causal=False, residual="post", bias=True, dropout=0.3)),
         ("transformer", "gpt", _transformer(bias=True, dropout=0.3)),
         ("transformer", "llama", _transformer(**LLAMA)),
+        ("transformer", "block-inputs", _transformer("block-inputs", dropout=0.3, n_layers=3)),
+        ("transformer", "every-2", _transformer("every-2", dropout=0.3, n_layers=3)),
     ]
     return [Case(*case) for case in found]
 
@@ -103,6 +113,12 @@ def tokens(length: int = POS) -> tuple[Tensor, Tensor]:
     read, wanted = torch.randint(VOCAB, (2, BATCH, length))
     wanted[0, 1] = NOT_COUNTED
     return read, wanted
+
+
+def _large_linear(kind: torch.dtype) -> Pair:
+    """So large that in float32 another library computes its products, where there is one."""
+    rows = ONEDNN_FROM // 128**2
+    return of_module(ready(Linear(128, 128, False, 0.1), kind), stream(kind, rows, 128))
 
 
 def _feedforward(length: int = POS, **values: Any) -> Make:
@@ -219,12 +235,12 @@ def _block(**values: Any) -> Make:
     return lambda kind: of_module(ready(Block(chosen, 1), kind), stream(kind), angles)
 
 
-def _transformer(**values: Any) -> Make:
+def _transformer(keep: str = "everything", **values: Any) -> Make:
     def make(kind: torch.dtype) -> Pair:
         model, batch = ready(Transformer(config(**values)), kind), tokens()
 
         def explicit(dy: Tensor) -> tuple[Tensor, tuple[()]]:
-            return Explicit().loss_and_grads(model, batch, dy.item()), ()
+            return Explicit(keep).loss_and_grads(model, batch, dy.item()), ()
 
         return Pair(model, {}, lambda: model.loss(*batch), explicit)
 

@@ -41,12 +41,16 @@ class Pair:
         return dict(zip(wanted, gradients, strict=True))
 
     def by_hand(self, dy: Tensor) -> tuple[Tensor, Gradients]:
-        """y and every gradient. Raises `NotImplementedError` if nobody has written them."""
+        """y and every gradient. Raises `NotImplementedError` if nobody has written them.
+
+        A parameter's is half of what two passes leave: a pass that did not add to `.grad` would be found out.
+        """
         self.module.zero_grad()
-        with same_draws(), torch.no_grad():
-            y, gradients = self.explicit(dy, *self.inputs.values())
+        for _ in range(2):
+            with same_draws(), torch.no_grad():
+                y, gradients = self.explicit(dy, *self.inputs.values())
         of_parameters = {
-            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.module.named_parameters()
+            n: torch.zeros_like(p) if p.grad is None else p.grad / 2 for n, p in self.module.named_parameters()
         }
         return y, {**dict(zip(self.inputs, gradients, strict=True)), **of_parameters}
 
