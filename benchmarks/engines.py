@@ -4,11 +4,12 @@ Bounds. Time: at most 1.0 × the better of both at every size, at most 0.6 × at
 and gradients against eager autograd: keeping everything at most 0.6 × at 11M and 0.4 × at 124M with 50,257 tokens;
 keeping block inputs at most 0.2 × at 1.35 × the time. On a CUDA device the 124M row runs in bfloat16, with its times.
 
-usage: python benchmarks/engines.py [4k 0.8M 11M 124M]
+usage: python benchmarks/engines.py [4k 0.8M 11M 124M]   # the sizes named are measured anew, the others kept
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,11 +67,13 @@ SIZES = {
 
 
 def main(names: list[str]) -> None:
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"}
+    kept = "engines" if DEVICE == "cpu" else "engines-cuda"
+    before = json.loads((harness.RESULTS / f"{kept}.json").read_text()) if names else {}
+    figures = {**before, "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"}
     for name in names or SIZES:
         figures[name] = measure(SIZES[name], small=name == "4k")
         print(name, figures[name], flush=True)
-    harness.save("engines" if DEVICE == "cpu" else "engines-cuda", figures)
+    harness.save(kept, figures)
 
 
 def measure(size: Size, small: bool) -> dict[str, Any]:
