@@ -159,7 +159,8 @@ def test_the_same_where_gradients_are_on(case: Case) -> None:
     for x, gradient_of_x in zip(pair.inputs, gradients, strict=True):
         assert torch.equal(gradient_of_x, expected[x])
     for name, p in pair.module.named_parameters():
-        assert torch.equal(p.grad, expected[name]), name
+        # What is expected is half of two passes, and a sum may round where one does not.
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=1e-13, msg=name)
 
 
 @pytest.mark.parametrize("residual", sorted(REGISTRY))

@@ -203,7 +203,7 @@ class Faulty(Autograd):
 def test_what_no_operation_made(
     engine: Faulty, told: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("residuum.train.loop.make_engine", lambda name, keep: engine)
+    monkeypatch.setattr("residuum.train.loop.make_engine", lambda *options: engine)
     assert f": {told}" in diverges(tmp_path / "run", recipe, Planting(monkeypatch, engine.arm))
 
 
