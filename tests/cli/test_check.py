@@ -15,10 +15,11 @@ from residuum.engine.check import BOUNDS, Row, check, parts
 from residuum.model.residual import REGISTRY
 
 THEIRS = """
-from residuum.model.residual.base import Residual
+from residuum.model.residual import Residual, register
 
+@register("half")
 class Half(Residual):
-    name, final_norm, slip = "half", True, {slip}
+    slip = {slip}
 
     def forward(self, x, branch, *args):
         return x + 0.5 * branch(x, *args)
@@ -86,22 +87,22 @@ def test_no_such_part(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_connection_of_ones_own(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs.write_text(THEIRS.format(slip=0.0) + PAIR)
-    assert "8 comparisons, all within their bounds" in said(capsys, "their_half:Half")
-    assert "half-attn" in said(capsys, "residual")  # it is registered now
+    assert "4 comparisons, all within their bounds" in said(capsys, "their_half:Half")
+    assert "half" in said(capsys, "residual")  # it is registered now
     assert str(Path.cwd()) not in sys.path
 
 
 def test_a_slip_of_one_in_ten_million_is_found(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs.write_text(THEIRS.format(slip=1e-7) + PAIR)
     text = said(capsys, "their_half:Half", status=1)
-    assert "half-ff: autograd, 2e-07 at ff." in text
-    assert "8 comparisons, 4 above their bound" in text
+    assert "half: autograd, 3.9e-07 at blocks.0.attn.v.bias" in text
+    assert "4 comparisons, 2 above their bound" in text
 
 
 def test_a_connection_without_a_pair_is_skipped_aloud(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs.write_text(THEIRS.format(slip=0.0))
     text = said(capsys, "their_half:Half")
-    assert "half-ff: skipped, because it has no explicit_forward and explicit_backward" in text
+    assert "half: skipped, because it has no explicit_forward and explicit_backward" in text
     assert text.endswith("\n0 comparisons\n")
 
 

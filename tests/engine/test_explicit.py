@@ -16,7 +16,7 @@ from residuum.engine.explicit import Explicit
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.model.cross_entropy import cross_entropy
-from residuum.model.residual import REGISTRY, Residual
+from residuum.model.residual import REGISTRY, Residual, register
 from residuum.stream.flow import flow
 
 GRID: dict[str, dict[str, Any]] = {
@@ -110,14 +110,15 @@ def test_flow_is_what_is_measured_from_outside(values: dict[str, Any], keep: str
             assert torch.equal(before.identity, after.identity + after.branch)
 
 
-@pytest.mark.parametrize("residual", ["pre", "post"])
+@pytest.mark.parametrize("residual", sorted(REGISTRY.keys() - {"none"}))
 def test_the_parts_sum_to_the_gradient_before_the_connection(residual: str) -> None:
     model, batch = ready(Transformer(config(residual=residual)), torch.float64), tokens()
     states: list[Tensor] = []
 
     def watch(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
-        given[0].retain_grad()
-        states.append(given[0])
+        state = given[0][0] if isinstance(given[0], tuple) else given[0]
+        state.retain_grad()
+        states.append(state)
 
     hooks = [
         module.register_forward_pre_hook(watch)
@@ -173,9 +174,8 @@ def test_what_it_cannot_run_names_the_field_and_the_mend() -> None:
     with pytest.raises(InputError, match=r"takes a head.*set model\.head to tied"):
         make_engine("explicit").check(ModelConfig(head="none"))
 
-    class Half(Residual):
-        name = "half"
-        final_norm = True
+    @register("half")
+    class Half(Residual): ...
 
     try:
         with pytest.raises(InputError, match=r"no backward for model\.residual = 'half'.*or set engine to autograd"):
@@ -187,9 +187,8 @@ def test_what_it_cannot_run_names_the_field_and_the_mend() -> None:
 def test_what_a_connection_draws_is_drawn_again() -> None:
     """A connection may drop whole branches though the model has no dropout."""
 
+    @register("drawing")
     class Drawing(REGISTRY["pre"]):
-        name = "drawing"
-
         def explicit_forward(self, x, branch, *args):
             kept = torch.empty(len(x), 1, 1, dtype=x.dtype).bernoulli_(0.5) * 2
             y, saved = super().explicit_forward(x, branch, *args)

@@ -16,6 +16,7 @@ from residuum.engine import make_engine
 from residuum.engine.check.cases import Case, cases, config, ready, tokens
 from residuum.engine.check.measure import compare, measured
 from residuum.engine.check.pair import Pair, of_module
+from residuum.engine.check.stack import Stack
 from residuum.model import Block, ModelConfig, Transformer, cross_entropy, feedforward, gradient, product
 from residuum.model.attention import Attention
 from residuum.model.dropout import Dropout
@@ -41,6 +42,7 @@ def shapes(draw: st.DrawFn) -> tuple[ModelConfig, int, int]:
     positions = draw(st.sampled_from(["learned", "rotary"]))
     assume(positions == "learned" or d_head % 2 == 0)
     shape = config(
+        n_layers=1,
         d_model=kv_heads * group * d_head,
         n_heads=kv_heads * group,
         n_kv_heads=kv_heads,
@@ -60,14 +62,10 @@ def shapes(draw: st.DrawFn) -> tuple[ModelConfig, int, int]:
 @given(shapes())
 def test_values_at_any_shape(drawn: tuple[ModelConfig, int, int]) -> None:
     shape, batch, length = drawn
-    model = Transformer(shape)
-    angles = model.rotary(0, length) if model.rotary else None
     rows = measured(
-        "block",
+        shape.residual,
         repr(shape),
-        lambda kind: of_module(
-            ready(Block(shape, 0), kind), torch.randn(batch, length, shape.d_model, dtype=kind), angles
-        ),
+        lambda kind: of_module(ready(Stack(shape), kind), torch.randn(batch, length, shape.d_model, dtype=kind)),
     )
     assert [row for row in rows if not row.ok] == []
 
@@ -104,10 +102,9 @@ def direct() -> Iterator[tuple[str, nn.Module, Tensor, tuple[Any, ...]]]:
     yield "attention", Attention(config(bias=True)), torch.randn(2, 5, 12), ()
     yield "padded", Attention(config(n_kv_heads=2)), torch.randn(2, 5, 12), (angles, mask)
     yield "naive", Attention(config(n_kv_heads=3, dropout=0.3)), torch.randn(2, 5, 12), (angles,)
-    for name, residual in REGISTRY.items():
-        for branch in (Attention(config(bias=True)), make_feedforward(config())):
-            yield f"{name}-{type(branch).__name__}", residual(config(), 0), torch.randn(2, 5, 12), (branch,)
-        yield f"{name}-block", Block(config(residual=name, dropout=0.3), 0), torch.randn(2, 5, 12), (angles,)
+    yield "block", Block(config(residual="pre", dropout=0.3), 0), torch.randn(2, 5, 12), (angles,)
+    for name in REGISTRY:
+        yield name, ready(Stack(config(residual=name, dropout=0.3)), torch.float32), torch.randn(2, 5, 12), ()
 
 
 def tensors_in(saved: Any) -> list[Tensor]:
@@ -166,7 +163,7 @@ def test_the_same_where_gradients_are_on(case: Case) -> None:
 @pytest.mark.parametrize("residual", sorted(REGISTRY))
 @pytest.mark.parametrize("dropout", [0.0, 0.3])  # the fused kernel and the readable one
 def test_no_gradient_flows_to_a_later_place(residual: str, dropout: float) -> None:
-    block = ready(Block(config(residual=residual, dropout=dropout), 0), torch.float32)
+    block = ready(Stack(config(residual=residual, dropout=dropout)), torch.float32)
     with torch.no_grad():
         y, saved = block.explicit_forward(torch.randn(2, 7, 12))
         for place in range(7):
@@ -175,6 +172,15 @@ def test_no_gradient_flows_to_a_later_place(residual: str, dropout: float) -> No
             dx = block.explicit_backward(dy, saved)
             assert not dx[:, place + 1 :].any()
             assert dx[:, : place + 1].any(-1).all(0).sum() >= min(place + 1, 2)  # it does flow back
+
+
+@pytest.mark.parametrize("residual", sorted(REGISTRY))
+def test_a_stream_is_left_as_it_is_at_the_start_where_the_connection_says_so(residual: str) -> None:
+    blocks = Transformer(config(residual=residual)).eval()
+    stack = Stack(blocks.config).eval()
+    stack.blocks = blocks.blocks
+    x = torch.randn(2, 5, 12)
+    assert torch.equal(stack(x), x) == REGISTRY[residual].identity_at_start
 
 
 HALF = [

@@ -43,10 +43,18 @@ def test_an_encoder_sees_all_and_ignores_padding() -> None:
     torch.testing.assert_close(model(x, mask)[:, :-1], model(other, mask)[:, :-1])
 
 
+@pytest.mark.parametrize("residual", sorted(REGISTRY))
+def test_the_cache_changes_nothing_for_any_connection(residual: str) -> None:
+    the_cache_changes_nothing(build(residual=residual, init_std=0.3))
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("kv_heads", [1, 3])
 def test_the_cache_changes_nothing(positions: str, kv_heads: int) -> None:
-    model = build(positions=positions, n_kv_heads=kv_heads, init_std=0.3)
+    the_cache_changes_nothing(build(positions=positions, n_kv_heads=kv_heads, init_std=0.3))
+
+
+def the_cache_changes_nothing(model: Transformer) -> None:
     x = tokens()
     whole = model(x)
     cache = model.new_cache(batch=2)
@@ -83,6 +91,8 @@ def test_heads() -> None:
 
 
 def test_final_norm_only_where_the_connection_leaves_one_out() -> None:
+    for residual, kind in REGISTRY.items():
+        assert (build(residual=residual).final_norm is not None) == kind.final_norm
     assert build(residual="pre").final_norm is not None
     assert build(residual="post").final_norm is None
 
@@ -125,12 +135,10 @@ def test_sampling_follows_its_seed_and_top_k(tiny: Transformer) -> None:
 
 
 def test_a_connection_of_ones_own_is_chosen_by_name() -> None:
-    from residuum.model.residual import Residual
+    from residuum.model.residual import Residual, register
 
+    @register("half")
     class Half(Residual):
-        name = "half"
-        final_norm = True
-
         def forward(self, x, branch, *args):
             return x + 0.5 * branch(x, *args)
 

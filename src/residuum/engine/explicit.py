@@ -14,7 +14,7 @@ from residuum.engine.compiled import CompiledPass
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.model.cross_entropy import explicit_cross_entropy
-from residuum.model.residual import Parts, Receiver, Residual, residual_named
+from residuum.model.residual import Parts, Receiver, Residual, State, residual_named
 
 if TYPE_CHECKING:
     from residuum.engine.engine import Batch
@@ -90,9 +90,12 @@ class Explicit:
         assert model.head is not None
         tokens, targets = batch
         x, of_embed = model.explicit_embed(tokens)
+        state = model.first_residual.begin(x)
         segments = self._segments(model, tokens.shape[1])
         for segment in segments:
-            x = segment.forward(x, keep=segment is segments[-1])
+            state = segment.forward(state, keep=segment is segments[-1])
+        x, of_end = model.last_residual.explicit_end(state)
+        del state
         of_norm: Any = None
         if model.final_norm is not None:
             x, of_norm = model.final_norm.explicit_forward(x)
@@ -103,9 +106,11 @@ class Explicit:
         if model.final_norm is not None:
             dx = model.final_norm.explicit_backward(dx, of_norm)
             del of_norm
+        dstate = model.last_residual.explicit_end_backward(dx, of_end)
+        del dx, of_end
         while segments:
-            dx = segments.pop().backward(dx, parts)
-        model.explicit_embed_backward(dx, of_embed)
+            dstate = segments.pop().backward(dstate, parts)
+        model.explicit_embed_backward(model.first_residual.begin_backward(dstate), of_embed)
         return loss
 
     def _compiled(self, model: Transformer, batch: Batch, scale: float) -> Float[Tensor, ""]:
@@ -144,30 +149,36 @@ class _Segment:
     def __init__(self, blocks: list[Any], angles: tuple[Tensor, Tensor] | None) -> None:
         self.blocks, self.angles = blocks, angles
         self.saved: list[Any] = []
-        self.begin: tuple[Tensor, Tensor] | None = None
+        self.begin: tuple[State, Tensor] | None = None
 
-    def forward(self, x: Tensor, keep: bool) -> Tensor:
+    def forward(self, state: State, keep: bool) -> State:
         if not keep:
-            self.begin = x, _random(x).get_rng_state()
+            self.begin = state, self._random.get_rng_state()
         for block in self.blocks:
-            x, saved = block.explicit_forward(x, self.angles)
+            state, saved = block.explicit_forward(state, self.angles)
             if keep:
                 self.saved.append(saved)
-        return x
+        return state
 
-    def backward(self, dx: Tensor, parts: Receiver | None) -> Tensor:
+    def backward(self, dstate: State, parts: Receiver | None) -> State:
         if self.begin is not None:
             self._forward_again(*self.begin)
         for block in reversed(self.blocks):
-            dx = block.explicit_backward(dx, self.saved.pop(), parts)
-        return dx
+            dstate = block.explicit_backward(dstate, self.saved.pop(), parts)
+        return dstate
 
-    def _forward_again(self, x: Tensor, state: Tensor) -> None:
+    def _forward_again(self, state: State, draws: Tensor) -> None:
         """Drops what was dropped the first time, and leaves the random numbers as they are now."""
-        now = _random(x).get_rng_state()
-        _random(x).set_rng_state(state)
-        self.forward(x, keep=True)
-        _random(x).set_rng_state(now)
+        now = self._random.get_rng_state()
+        self._random.set_rng_state(draws)
+        self.forward(state, keep=True)
+        self._random.set_rng_state(now)
+
+    @property
+    def _random(self) -> Any:
+        """Where the random numbers of the blocks' device come from."""
+        device = next(self.blocks[0].parameters()).device.type
+        return torch.random if device == "cpu" else torch.get_device_module(device)
 
 
 def _ask_for_main_grad(parameter: Tensor) -> None:
@@ -175,11 +186,6 @@ def _ask_for_main_grad(parameter: Tensor) -> None:
     parameter.grad = None  # one of another type would stand in the way
     parameter.grad_dtype = wanted
     parameter.grad = None if grad is None else grad.to(wanted)
-
-
-def _random(x: Tensor) -> Any:
-    """Where the random numbers of a tensor's device come from."""
-    return torch.random if x.device.type == "cpu" else torch.get_device_module(x.device)
 
 
 def _segment(keep: str) -> int | None:

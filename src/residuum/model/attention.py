@@ -112,6 +112,9 @@ class Attention(nn.Module):
         dx += self.v.explicit_backward(_joined(dv), x)
         return dx
 
+    def value_path(self) -> tuple[list[Linear], list[Linear]]:
+        return [self.v], [self.out]
+
     def _heads(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch heads pos d_head"]:
         return x.view(*x.shape[:2], -1, self.d_head).transpose(1, 2)
 

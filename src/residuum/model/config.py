@@ -38,7 +38,13 @@ class ModelConfig:
     rotary_base: float = 10000.0
     """Longest rotary wavelength is 2π times this, in tokens."""
     residual: str = "pre"
-    """Residual connection of every sub-layer, by name."""
+    """Residual connection of every sub-layer, by name; package.module:Class is one of your own."""
+    residual_scale: float | None = None
+    """The residual connection's own scale (see its page), or the first value of it. None: what its paper says."""
+    residual_drop: float | None = None
+    """Share of writes that the residual connection drops while training. None: what its paper says."""
+    residual_streams: int | None = None
+    """Number of streams of a residual connection that has several. None: what its paper says."""
     causal: bool = True
     """True: a decoder, where a token sees itself and those before it. False: an encoder, where it sees all."""
     head: Literal["tied", "untied", "none"] = "tied"
@@ -49,8 +55,9 @@ class ModelConfig:
     """Share of entries dropped from the embedding, the attention pattern and each branch's write while training."""
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
-    branch_init: Literal["gpt2", "zero"] = "gpt2"
-    """First value of a branch's last matrix: gpt2 divides init_std by √(2 n_layers), zero makes blocks the identity."""
+    branch_init: Literal["residual", "gpt2", "zero"] = "residual"
+    """First weights of the branches: residual, what the residual connection asks for; or its last matrix alone: gpt2
+    divides init_std by √(2 n_layers), zero makes the write 0."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -75,6 +82,11 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout is {self.dropout}: give a share from 0 up to, not including, 1")
+        check_range(self, "model", 1, 1024, ("residual_streams",))
+        if self.residual_drop is not None and not 0 <= self.residual_drop < 1:
+            raise InputError(
+                f"model.residual_drop is {self.residual_drop}: give a share from 0 up to, not including, 1"
+            )
         for name in ("norm_eps", "rotary_base", "init_std"):
             if not getattr(self, name) > 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}: give a number above 0")

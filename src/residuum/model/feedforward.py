@@ -90,6 +90,9 @@ class FeedForward(nn.Module):
 
         return by_rows(backward, dy, u, x)
 
+    def value_path(self) -> tuple[list[Linear], list[Linear]]:
+        return [self.up], [self.down]
+
 
 class SwiGLU(nn.Module):
     """y = (silu(x W_gateᵀ) ⊙ x W_upᵀ) W_downᵀ. Source: Shazeer 2020, https://arxiv.org/abs/2002.05202."""
@@ -124,6 +127,9 @@ class SwiGLU(nn.Module):
             return dx.add_(self.up.explicit_backward(da.mul_(silu), x))
 
         return by_rows(backward, dy, gate, up, x)
+
+    def value_path(self) -> tuple[list[Linear], list[Linear]]:
+        return [self.up], [self.down]
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Float[Tensor, "*rows _"]) -> Float[Tensor, "*rows out"]:

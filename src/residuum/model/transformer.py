@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
 from residuum.model.norm import make_norm
 from residuum.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
-from residuum.model.residual import residual_named
+from residuum.model.residual import Branch, Residual, residual_of
 
 
 class Transformer(nn.Module):
@@ -38,13 +40,32 @@ class Transformer(nn.Module):
         else:
             self.rotary = RotaryPositions(config.context, config.d_head, config.rotary_base)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.final_norm = make_norm(config) if residual_named(config.residual).final_norm else None
+        blocks = [Block(config, layer) for layer in range(config.n_layers)]
+        self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
+        self.final_norm = make_norm(config) if residual_of(config).final_norm else None
         self.head: Linear | None = None
         if config.head != "none":
             self.head = Linear(config.d_model, config.vocab_size, bias=False, std=config.init_std)
             if config.head == "tied":
                 self.head.weight = self.embedding.weight
+        if config.branch_init == "residual":
+            residual_of(config).initialise(self)
+
+    def connections(self) -> Iterator[tuple[Residual, Branch]]:
+        """Every residual connection and its branch, in the order of the forward."""
+        for block in self.blocks:
+            yield block.attn_residual, block.attn
+            yield block.ff_residual, block.ff
+
+    @property
+    def first_residual(self) -> Residual:
+        """The connection that says how the stream begins."""
+        return self.blocks[0].attn_residual
+
+    @property
+    def last_residual(self) -> Residual:
+        """The connection that says what is read at the stream's end."""
+        return self.blocks[-1].ff_residual
 
     def forward(
         self,
@@ -74,9 +95,10 @@ class Transformer(nn.Module):
         if self.positions is not None:
             x = x + self.positions(start, length)
         angles = self.rotary(start, length) if self.rotary is not None else None
-        x = self.dropout(x)
+        state = self.first_residual.begin(self.dropout(x))
         for layer, block in enumerate(self.blocks):
-            x = block(x, angles, mask, cache[layer] if cache else None)
+            state = block(state, angles, mask, cache[layer] if cache else None)
+        x = self.last_residual.end(state)
         return x if self.final_norm is None else self.final_norm(x)
 
     def loss(self, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:

@@ -29,7 +29,7 @@ from residuum.train.checkpoint import (
 from residuum.train.culprit import culprit
 from residuum.train.evaluate import bigram_bits_per_byte, bits_per_byte
 from residuum.train.gradient_parts import Norms, loss_and_parts
-from residuum.train.optimizer import make_optimizer
+from residuum.train.optimizer import make_optimizer, set_learning_rate
 from residuum.train.recipe import Recipe
 from residuum.train.run_folder import Log, RunFolder
 from residuum.train.schedule import learning_rate
@@ -177,8 +177,7 @@ class _Training:
         optim = self.recipe.optim
         self._seed(step)
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         total, targets, parts = torch.zeros((), device=self.device), [], None
         for micro in range(optim.accumulate):

@@ -5,18 +5,43 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from residuum.model import Transformer
+from residuum.model.residual import Optim
 from residuum.train.recipe import OptimConfig
+
+EPS = 1e-8
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
     """θ ← θ − lr (m̂ / (√v̂ + ε) + λ θ), with λ = 0 for vectors: pulling a gain to 0 silences it.
 
-    Source: Loshchilov, Hutter 2017, https://arxiv.org/abs/1711.05101.
+    A residual connection may ask for factors on lr and ε, and for λ = 0 (`Residual.optim`). Source: Loshchilov, Hutter
+    2017, https://arxiv.org/abs/1711.05101.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=device.type in ("cpu", "cuda"))
+    asked = type(model.first_residual).optim(model) if isinstance(model, Transformer) else {}
+    groups: dict[Optim, list[nn.Parameter]] = {Optim(): [], Optim(decay=False): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            wish = asked.get(name, Optim())
+            wish = wish._replace(decay=wish.decay and parameter.ndim >= 2)
+            groups.setdefault(wish, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if wish.decay else 0.0,
+                "eps": EPS * wish.eps,
+                "lr": config.lr * wish.lr,
+                "lr_factor": wish.lr,
+            }
+            for wish, parameters in groups.items()
+        ],
+        betas=(config.beta1, config.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
+    """`lr` for every parameter, times what its residual connection asked for."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]

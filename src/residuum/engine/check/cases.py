@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from residuum.engine.check.pair import Pair, of_module
+from residuum.engine.check.stack import Stack
 from residuum.engine.explicit import Explicit
 from residuum.model import Block, ModelConfig, Transformer
 from residuum.model import attend as dot_product
@@ -41,7 +42,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """One for every way through a part, and two for every residual connection that is registered."""
+    """One for every way through a part, and one for every residual connection that is registered."""
     found: list[tuple[str, str, Make]] = [
         ("linear", "linear", lambda kind: of_module(ready(Linear(D_MODEL, 7, False, 0.3), kind), stream(kind))),
         ("linear", "linear-bias", lambda kind: of_module(ready(Linear(D_MODEL, 7, True, 0.3), kind), stream(kind))),
@@ -72,7 +73,7 @@ def cases() -> list[Case]:
         ("cross_entropy", "cross-entropy", _cross_entropy(POS)),
         ("cross_entropy", "chunked", _cross_entropy(LEAST_ROWS)),
         ("head", "tied", _tied_head),
-        *((name, f"{name}-{branch}", _connection(name, branch)) for name in REGISTRY for branch in ("attn", "ff")),
+        *((name, name, _connection(name)) for name in REGISTRY),
         ("block", "decoder", _block(positions="rotary", n_kv_heads=2, norm="rmsnorm", activation="swiglu")),
         ("block", "encoder-block", _block(causal=False, residual="post", bias=True, dropout=0.3)),
         ("transformer", "gpt", _transformer(bias=True, dropout=0.3)),
@@ -95,11 +96,13 @@ def config(**values: Any) -> ModelConfig:
 
 
 def ready(module: Any, kind: torch.dtype) -> Any:
-    """In type `kind`, with gains that are not all 1 and biases that are not 0."""
+    """In type `kind`, with gains that are not all 1, and nothing that is 0."""
     module = module.to(kind)
     for parameter in module.parameters():
-        if parameter.ndim == 1:
+        if parameter.ndim < 2:
             nn.init.uniform_(parameter, 0.5, 1.5)
+        elif not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
     return module
 
 
@@ -216,17 +219,8 @@ def _tied_head(kind: torch.dtype) -> Pair:
     return Pair(both, {}, lambda: cross_entropy(head(embedding(read)), wanted), explicit)
 
 
-def _connection(name: str, branch: str) -> Make:
-    def make(kind: torch.dtype) -> Pair:
-        chosen = config(residual=name, bias=True)
-        residual, joined = (
-            REGISTRY[name](chosen, 1),
-            Attention(chosen) if branch == "attn" else make_feedforward(chosen),
-        )
-        both = ready(nn.ModuleDict({"residual": residual, branch: joined}), kind)
-        return replace(of_module(residual, stream(kind), joined), module=both)
-
-    return make
+def _connection(name: str) -> Make:
+    return lambda kind: of_module(ready(Stack(config(residual=name, bias=True)), kind), stream(kind))
 
 
 def _block(**values: Any) -> Make:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
-from importlib import import_module
-from pathlib import Path
 
 import torch
 
@@ -15,8 +12,8 @@ from residuum.engine.check.measure import Row, compare, measured
 from residuum.engine.check.pair import Gradients
 from residuum.engine.engine import make_engine
 from residuum.errors import InputError
-from residuum.model import Residual, Transformer
-from residuum.model.residual import REGISTRY
+from residuum.model import Transformer
+from residuum.model.residual import REGISTRY, residual_named
 
 ENGINES, RESIDUAL = "engines", "residual"
 
@@ -27,7 +24,7 @@ def check(name: str) -> Iterator[Row]:
     `package.module:Class` is a residual connection of one's own. The same rows each time; nobody else's random numbers
     change. Raises `InputError` for a name that is none.
     """
-    name = _imported(name) if ":" in name else name
+    name = residual_named(name).name if ":" in name else name
     every = cases()
     chosen = [case for case in every if name in ("all", case.part, case.name, RESIDUAL * (case.part in REGISTRY))]
     if not chosen and name != ENGINES:
@@ -41,21 +38,6 @@ def check(name: str) -> Iterator[Row]:
 def parts() -> list[str]:
     """The names that stand for more than one case."""
     return [*dict.fromkeys(case.part for case in cases()), RESIDUAL, ENGINES]
-
-
-def _imported(target: str) -> str:
-    """The name of a connection, which is registered by being imported."""
-    module, _, attribute = target.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(import_module(module), attribute, None)
-    except Exception as error:
-        raise InputError(f"'{target}': importing {module or 'nothing'} raised {error!r}: mend it") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    if not (isinstance(found, type) and issubclass(found, Residual)):
-        raise InputError(f"'{target}' is no residual connection: give package.module:Class of a subclass of Residual")
-    return found.name
 
 
 def _drawn(rows: Iterator[Row]) -> list[Row]:

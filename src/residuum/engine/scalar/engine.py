@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ANY = ("vocab_size", "context", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "norm_eps")
 """Fields of `ModelConfig` that may hold whatever they can hold."""
-NO_MATTER = ("init_std", "branch_init", "rotary_base")
+NO_MATTER = ("init_std", "branch_init", "rotary_base", "residual_scale", "residual_drop", "residual_streams")
 """Fields that change nothing here: the weights are read from the model, and rotary positions are refused."""
 ONLY: dict[str, tuple[Any, ...]] = {
     "activation": tuple(ACTIVATIONS),

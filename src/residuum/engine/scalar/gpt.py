@@ -42,7 +42,7 @@ class Shape:
     residual: Literal["pre", "post", "none"] = "pre"
     head: Literal["tied", "untied"] = "tied"
     init_std: float = 0.02
-    branch_init: Literal["gpt2", "zero"] = "gpt2"
+    branch_init: Literal["residual", "gpt2", "zero"] = "residual"
 
     @property
     def d_head(self) -> int:

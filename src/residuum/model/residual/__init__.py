@@ -3,9 +3,31 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from residuum.model.residual.base import REGISTRY, Parts, Receiver, Residual, residual_named
+from residuum.model.residual.base import (
+    REGISTRY,
+    Branch,
+    Optim,
+    Parts,
+    Receiver,
+    Residual,
+    State,
+    register,
+    residual_named,
+    residual_of,
+)
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["REGISTRY", "Parts", "Receiver", "Residual", "residual_named"]
+__all__ = [
+    "REGISTRY",
+    "Branch",
+    "Optim",
+    "Parts",
+    "Receiver",
+    "Residual",
+    "State",
+    "register",
+    "residual_named",
+    "residual_of",
+]

@@ -1,8 +1,12 @@
-"""What every residual connection is: a module that joins the stream x and one branch."""
+"""What every residual connection is: a module that joins the stream and one branch."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,12 +14,19 @@ from torch import Tensor, nn
 from residuum.errors import InputError
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
+from residuum.model.linear import Linear
+
+if TYPE_CHECKING:
+    from residuum.model.transformer import Transformer
 
 Stream = Float[Tensor, "batch pos d_model"]
 
+State = Any
+"""What goes from one connection to the next: x; or several streams in one tensor; or a tuple whose first is x."""
+
 
 class Parts(NamedTuple):
-    """The two parts of the gradient at a residual connection. Shapes: [batch, pos, d_model]."""
+    """The two parts of the gradient at a residual connection, both shaped as the state (a tuple's first tensor)."""
 
     identity: Tensor
     branch: Tensor
@@ -38,44 +49,128 @@ class Branch(Protocol):
 
     def explicit_backward(self, dy: Tensor, saved: Saved) -> Tensor: ...
 
+    def modules(self) -> Iterator[nn.Module]: ...
 
-REGISTRY: dict[str, type[Residual]] = {}
+    def value_path(self) -> tuple[list[Linear], list[Linear]]:
+        """The matrices to each of which the write is proportional: those in the middle, and the last."""
+
+
+class Optim(NamedTuple):
+    """What a connection asks of the optimizer for one parameter: factors, and whether it decays."""
+
+    lr: float = 1.0
+    eps: float = 1.0
+    decay: bool = True
 
 
 class Residual(nn.Module):
-    """y = connect(x, branch). A subclass holds its own norms and scales and is chosen by `name`.
+    """How the stream begins, how a branch is joined to it, and what is read at its end.
 
-    `forward(x, branch, *args)` calls `branch(input, *args)` once. `final_norm` says whether the stream still needs a
-    norm after the last block. Shapes: x and y [batch, pos, d_model].
+    `forward(state, branch, *args)`, the step that connects, calls `branch(input, *args)` once. Most connections have
+    one stream, whose state is x; one that needs more, such as all earlier states, says so in `begin` and `end`, which
+    are asked of the first and of the last connection. A subclass holds its own norms and scales. Shapes: x [batch, pos,
+    d_model].
+
+    `place` counts the connections before this one: attention's of block l (from 0) has 2 l, the feed-forward's 2 l + 1.
     """
 
     name: ClassVar[str]
-    final_norm: ClassVar[bool]
+    """What it is chosen by."""
+    final_norm: ClassVar[bool] = True
+    """Whether the stream still needs a norm after the last block."""
+    identity_at_start: ClassVar[bool] = False
+    """Whether blocks leave the stream as it is before the first step."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Those fields of `ModelConfig` beginning with `residual_` that mean something to it."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:  # noqa: ARG002 - for subclasses that need them
+    def __init__(self, config: ModelConfig, place: int) -> None:
         super().__init__()
+        self.place = place
+        self.n_places = 2 * config.n_layers
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        REGISTRY[cls.name] = cls
+    @classmethod
+    def initialise(cls, model: Transformer) -> None:
+        """First values that depend on depth or width; those of GPT-2 are there already."""
 
-    def forward(self, x: Tensor, branch: Branch, *args: Any) -> Tensor:
+    @classmethod
+    def optim(cls, model: Transformer) -> dict[str, Optim]:
+        """What the optimizer should do otherwise, by parameter."""
+        del model
+        return {}
+
+    def begin(self, x: Stream) -> State:
+        """The first state."""
+        return x
+
+    def begin_backward(self, dstate: State) -> Stream:
+        """dx from the first state's gradient."""
+        return dstate
+
+    def forward(self, state: State, branch: Branch, *args: Any) -> State:
         raise NotImplementedError
 
-    def explicit_forward(self, x: Tensor, branch: Branch, *args: Any) -> tuple[Tensor, Saved]:
-        """y, and what `explicit_backward` needs: the branch itself is part of it."""
+    def explicit_forward(self, state: State, branch: Branch, *args: Any) -> tuple[State, Saved]:
+        """The next state, and what `explicit_backward` needs: the branch itself is part of it."""
         raise NotImplementedError
 
-    def explicit_backward(self, dy: Tensor, saved: Saved, parts: Receiver | None = None) -> Tensor:
-        """dx, the sum of what comes back on the identity path and on the branch path; `parts` receives both."""
+    def explicit_backward(self, dstate: State, saved: Saved, parts: Receiver | None = None) -> State:
+        """The sum of what comes back on the identity path and on the branch path; `parts` receives both."""
         raise NotImplementedError
+
+    def end(self, state: State) -> Stream:
+        """What is read of the last state."""
+        return state
+
+    def explicit_end(self, state: State) -> tuple[Stream, Saved]:
+        """`end`, and what its backward needs."""
+        return state, ()
+
+    def explicit_end_backward(self, dx: Stream, saved: Saved) -> State:  # noqa: ARG002 - for subclasses that kept some
+        """The last state's gradient."""
+        return dx
+
+
+REGISTRY: dict[str, type[Residual]] = {}
+
+R = TypeVar("R", bound=type[Residual])
+
+
+def register(name: str) -> Callable[[R], R]:
+    """`@register("half")` above a subclass of `Residual`: it is then chosen by that name, and tested like the rest."""
+
+    def put(cls: R) -> R:
+        known = REGISTRY.get(name)
+        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(f"a residual connection called '{name}' is there already ({known}): choose another name")
+        cls.name = name
+        REGISTRY[name] = cls
+        return cls
+
+    return put
 
 
 def residual_named(name: str) -> type[Residual]:
-    """The residual connection called `name`. Raises `InputError` if there is none."""
+    """The residual connection called `name`; `package.module:Class` is one of somebody's own.
+
+    Raises `InputError` if there is none.
+    """
+    if ":" in name:
+        return _imported(name)
     if name not in REGISTRY:
         raise InputError(f"model.residual = '{name}' is no residual connection: choose {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
+
+
+def residual_of(config: ModelConfig) -> type[Residual]:
+    """The residual connection that `config` names. Raises `InputError` for settings that mean nothing to it."""
+    chosen = residual_named(config.residual)
+    for field in ("residual_scale", "residual_drop", "residual_streams"):
+        if getattr(config, field) is not None and field not in chosen.settings:
+            able = ", ".join(sorted(name for name, known in REGISTRY.items() if field in known.settings))
+            raise InputError(
+                f"model.{field} means nothing to model.residual = '{config.residual}': leave it away, or choose {able}"
+            )
+    return chosen
 
 
 def joined(identity: Tensor, branch: Tensor, parts: Receiver | None) -> Tensor:
@@ -83,3 +178,19 @@ def joined(identity: Tensor, branch: Tensor, parts: Receiver | None) -> Tensor:
     if parts is not None:
         parts.append(Parts(identity, branch))
     return identity + branch
+
+
+def _imported(target: str) -> type[Residual]:
+    module, _, attribute = target.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except Exception as error:
+        raise InputError(f"'{target}': importing {module or 'nothing'} raised {error!r}: mend it") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not (isinstance(found, type) and issubclass(found, Residual)):
+        raise InputError(f"'{target}' is no residual connection: give package.module:Class of a subclass of Residual")
+    if REGISTRY.get(getattr(found, "name", "")) is not found:
+        raise InputError(f"'{target}' has no name: put @register(\"its-name\") above the class")
+    return found

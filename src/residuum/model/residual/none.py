@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from residuum.model.gradient import Saved
-from residuum.model.residual.base import Branch, Receiver, Residual, Stream
+from residuum.model.residual.base import Branch, Receiver, Residual, Stream, register
 
 
+@register("none")
 class NoResidual(Residual):
     """y = f(x). The gradient has the branch path alone: dL/dx = J_fᵀ g."""
-
-    name = "none"
-    final_norm = True
 
     def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         return branch(x, *args)

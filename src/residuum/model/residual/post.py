@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
 from residuum.model.norm import make_norm
-from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined
+from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined, register
+from residuum.model.residual.xavier import xavier
+
+if TYPE_CHECKING:
+    from residuum.model.transformer import Transformer
 
 
+@register("post")
 class Post(Residual):
     """y = norm(x + f(x)). Every gradient passes the norm's Jacobian: dL/dx = (1 + J_f)ᵀ J_normᵀ g.
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
     """
 
-    name = "post"
     final_norm = False
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__(config, layer)
+    def __init__(self, config: ModelConfig, place: int) -> None:
+        super().__init__(config, place)
         self.norm = make_norm(config)
+
+    @classmethod
+    def initialise(cls, model: Transformer) -> None:
+        xavier(model)
 
     def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         return self.norm(x + branch(x, *args))

@@ -7,20 +7,18 @@ from typing import Any
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
 from residuum.model.norm import make_norm
-from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined
+from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined, register
 
 
+@register("pre")
 class Pre(Residual):
     """y = x + f(norm(x)). The gradient passes the addition as it is: dL/dx = g + (J_f J_norm)ᵀ g.
 
     Source: Xiong et al. 2020, https://arxiv.org/abs/2002.04745.
     """
 
-    name = "pre"
-    final_norm = True
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__(config, layer)
+    def __init__(self, config: ModelConfig, place: int) -> None:
+        super().__init__(config, place)
         self.norm = make_norm(config)
 
     def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
