@@ -76,6 +76,8 @@ class Residual(nn.Module):
 
     name: ClassVar[str]
     """What it is chosen by."""
+    use: ClassVar[str] = ""
+    """When to choose it, in a sentence."""
     final_norm: ClassVar[bool] = True
     """Whether the stream still needs a norm after the last block."""
     identity_at_start: ClassVar[bool] = False

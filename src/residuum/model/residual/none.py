@@ -12,6 +12,8 @@ from residuum.model.residual.base import Branch, Receiver, Residual, Stream, reg
 class NoResidual(Residual):
     """y = f(x). The gradient has the branch path alone: dL/dx = J_fᵀ g."""
 
+    use = "As a control: what a network loses without residual connections."
+
     def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         return branch(x, *args)
 

@@ -21,6 +21,8 @@ class Post(Residual):
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
     """
 
+    use = "To repeat results of the original Transformer or BERT; beyond some 12 layers it wants a warm-up."
+
     final_norm = False
 
     def __init__(self, config: ModelConfig, place: int) -> None:

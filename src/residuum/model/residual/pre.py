@@ -17,6 +17,8 @@ class Pre(Residual):
     Source: Xiong et al. 2020, https://arxiv.org/abs/2002.04745.
     """
 
+    use = "The default: it trains at any depth without warm-up, and what anything is compared with."
+
     def __init__(self, config: ModelConfig, place: int) -> None:
         super().__init__(config, place)
         self.norm = make_norm(config)
