@@ -46,6 +46,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/scalar.py
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/residuals.py
 
 faults: .venv/dev
 	$(BIN)/pytest tests/faults -m faults

@@ -18,6 +18,7 @@ from residuum.model.residual import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 BACKPROP = sorted((ROOT / "docs" / "backprop").glob("*.md"))
+EXECUTED = [*BACKPROP, ROOT / "docs" / "loose-formulas.md"]
 
 
 def python_blocks(page: str) -> list[str]:
@@ -58,19 +59,19 @@ def test_the_readme_lists_every_rule() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *BACKPROP):
+    for page in (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *EXECUTED):
         prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
         for link in re.findall(r"\]\(([^)#]+)|(?:src|srcset)=\"([^\"]+)\"", prose):
             address = next(filter(None, link))
             assert address.startswith("https://") or (page.parent / address).exists(), (page.name, address)
 
 
-@pytest.mark.parametrize("page", BACKPROP, ids=lambda page: page.stem)
-def test_derivations_agree_with_autograd(page: Path) -> None:
-    text = page.read_text()
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.stem)
+def test_what_pages_derive_or_say_is_so(page: Path) -> None:
+    text, names = page.read_text(), {"__name__": page.stem}
     for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
         above = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback names the page's own lines
-        exec(compile(above + block[1], str(page), "exec"), {"__name__": page.stem})
+        exec(compile(above + block[1], str(page), "exec"), names)
 
 
 def test_every_derivation_names_the_lines_it_lives_on_now() -> None:
