@@ -14,6 +14,7 @@ PARTS = (
     "cross_entropy",
     "dropout",
     "embedding",
+    "experts",
     "feedforward",
     "generate",
     "gradient",

@@ -75,7 +75,7 @@ def test_any_layout_of_dy(case: Case) -> None:
     pair = case.make(torch.float64)
     y = pair.y().detach()
     if y.ndim == 0:
-        assert case.part in ("cross_entropy", "head", "transformer")
+        assert case.part in ("cross_entropy", "head", "transformer", "experts")
         return
     dy = torch.randn_like(y)
     layouts = [dy.mT.contiguous().mT, dy[..., :1].expand_as(dy), dy[:, :1].expand_as(dy), dy[:1].expand_as(dy)]
@@ -99,6 +99,9 @@ def direct() -> Iterator[tuple[str, nn.Module, Tensor, tuple[Any, ...]]]:
     for activation in ("gelu", "relu", "squared_relu", "swiglu"):
         yield activation, make_feedforward(config(activation=activation, bias=True)), torch.randn(2, 5, 12), ()
     yield "dropped", make_feedforward(config(dropout=0.3)), torch.randn(2, 5, 12), ()
+    several = {"n_experts": 4, "init_std": 1.0}
+    yield "experts", make_feedforward(config(**several, bias=True, dropout=0.3)), torch.randn(2, 5, 12), ()
+    yield "top-1", make_feedforward(config(**several, experts_per_token=1)), torch.randn(2, 5, 12), ()
     yield "attention", Attention(config(bias=True)), torch.randn(2, 5, 12), ()
     yield "padded", Attention(config(n_kv_heads=2)), torch.randn(2, 5, 12), (angles, mask)
     yield "naive", Attention(config(n_kv_heads=3, dropout=0.3)), torch.randn(2, 5, 12), (angles,)

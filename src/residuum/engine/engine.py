@@ -26,7 +26,7 @@ class Engine(Protocol):
         """Raises `InputError`, naming the field, for a configuration that this engine cannot run."""
 
     def loss_and_grads(self, model: Transformer, batch: Batch, scale: float = 1.0) -> Float[Tensor, ""]:
-        """The mean cross-entropy of `batch` = (tokens, targets) in nats per token, as `Transformer.loss` defines it.
+        """The loss of `batch` = (tokens, targets) as `Transformer.loss` defines it, in nats per token.
 
         `scale` times its gradient is added to every parameter's `.grad`; the loss comes back unscaled.
         """

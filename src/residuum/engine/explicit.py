@@ -14,6 +14,7 @@ from residuum.engine.compiled import CompiledPass
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.model.cross_entropy import explicit_cross_entropy
+from residuum.model.experts import Balance
 from residuum.model.residual import Parts, Receiver, Residual, State, residual_named
 
 if TYPE_CHECKING:
@@ -44,9 +45,14 @@ class Explicit:
             raise InputError("main_grads takes a newer PyTorch, whose tensors have grad_dtype: leave it away")
 
     def check(self, config: ModelConfig) -> None:
-        """Refuses what has no loss, and a connection whose backward nobody has written."""
+        """Refuses what has no loss, experts in a compiled pass, and a connection whose backward nobody has written."""
         if config.head == "none":
             raise InputError("engine = 'explicit' takes a head, from which the loss comes: set model.head to tied")
+        if self.compiled and config.n_experts > 1:
+            raise InputError(
+                "run.compile makes one graph for every batch, and with experts each batch takes its own way: "
+                "leave it away, or set model.n_experts to 1"
+            )
         if residual_named(config.residual).explicit_backward is Residual.explicit_backward:
             raise InputError(
                 f"engine = 'explicit' has no backward for model.residual = '{config.residual}': "
@@ -83,8 +89,15 @@ class Explicit:
                 _ask_for_main_grad(parameter)
         if flow:
             parts: list[Any] = [] if flow is True else _Made(flow)
-            return self._run(model, batch, scale, parts), list(reversed(parts))
-        return self._compiled(model, batch, scale) if self.compiled else self._run(model, batch, scale)
+            return self._balanced(model, batch, scale, parts), list(reversed(parts))
+        return self._compiled(model, batch, scale) if self.compiled else self._balanced(model, batch, scale)
+
+    def _balanced(
+        self, model: Transformer, batch: Batch, scale: float, parts: Receiver | None = None
+    ) -> Float[Tensor, ""]:
+        with Balance((block.ff for block in model.blocks), scale) as balance:
+            loss = self._run(model, batch, scale, parts)
+        return balance.added_to(loss)
 
     def _run(self, model: Transformer, batch: Batch, scale: float, parts: Receiver | None = None) -> Float[Tensor, ""]:
         assert model.head is not None
@@ -118,6 +131,7 @@ class Explicit:
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key = (model, batch[0].shape, scale, precision)
         if key not in self.passes or not self.passes[key].still_holds():
+            self.check(model.config)  # one batch's routing must not become every batch's
             self.passes[key] = CompiledPass(lambda model, batch: self._run(model, batch, scale), model, batch)
         return self.passes[key](batch)
 

@@ -29,6 +29,12 @@ class ModelConfig:
     """Inner width of the feed-forward. None: 4 d_model, or 8/3 d_model for swiglu, which has a third matrix."""
     activation: Literal["gelu", "relu", "squared_relu", "swiglu"] = "gelu"
     """Non-linearity of the feed-forward."""
+    n_experts: int = 1
+    """Number of feed-forwards in a block, each of the width d_ff; with more than 1 a router chooses for each token."""
+    experts_per_token: int = 2
+    """Number of experts that read each token, where there are several; at most n_experts."""
+    balance: float = 0.01
+    """Weight in the loss of what keeps the experts evenly used, in each layer; held-out text is scored without it."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation used throughout."""
     norm_eps: float = 1e-5
@@ -62,7 +68,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields(self, "model")
         check_range(self, "model", 1, 2**31 - 1, ("vocab_size", "context", "d_model", "n_heads", "n_kv_heads", "d_ff"))
-        check_range(self, "model", 1, 100_000, ("n_layers",))
+        check_range(self, "model", 1, 100_000, ("n_layers", "n_experts", "experts_per_token"))
         if self.d_model % self.n_heads:
             fits = _divisors_near(self.d_model, self.n_heads)
             raise InputError(
@@ -80,6 +86,13 @@ class ModelConfig:
                 f"model.positions = 'rotary' turns pairs of entries, and each head has {self.d_head} "
                 "(model.d_model / model.n_heads): choose them so that it is even"
             )
+        if self.n_experts > 1 and self.experts_per_token > self.n_experts:
+            raise InputError(
+                f"model.experts_per_token = {self.experts_per_token} is more than model.n_experts = {self.n_experts}: "
+                f"set model.experts_per_token to {self.n_experts} or less"
+            )
+        if self.balance < 0:
+            raise InputError(f"model.balance is {self.balance}: give a number of at least 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout is {self.dropout}: give a share from 0 up to, not including, 1")
         check_range(self, "model", 1, 1024, ("residual_streams",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
+from residuum.model.experts import MixtureOfExperts
 from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
 
@@ -140,7 +142,8 @@ def by_rows(function: Callable[..., Tensor], *tensors: Float[Tensor, "*rows _"])
     first = tensors[0]
     rows = [tensor.flatten(0, -2) for tensor in tensors]
     if len(rows[0]) <= ROWS or first.device.type != "cpu":
-        return function(*rows).view(*first.shape[:-1], -1)
+        y = function(*rows)
+        return y.view(*first.shape[:-1], y.shape[-1])  # there may be no row, and then −1 could be any width
     y = torch.empty(0)
     for start in range(0, len(rows[0]), ROWS):
         part = function(*(tensor[start : start + ROWS] for tensor in rows))
@@ -150,6 +153,10 @@ def by_rows(function: Callable[..., Tensor], *tensors: Float[Tensor, "*rows _"])
     return y.view(*first.shape[:-1], -1)
 
 
-def make_feedforward(config: ModelConfig) -> FeedForward | SwiGLU:
-    """The feed-forward that `config.activation` names."""
-    return SwiGLU(config) if config.activation == "swiglu" else FeedForward(config)
+def make_feedforward(config: ModelConfig) -> FeedForward | SwiGLU | MixtureOfExperts:
+    """The feed-forward that `config.activation` names, or a mixture of `config.n_experts` of them."""
+    one = SwiGLU if config.activation == "swiglu" else FeedForward
+    if config.n_experts == 1:
+        return one(config)
+    whole = replace(config, dropout=0.0)  # the mixture drops from the sum
+    return MixtureOfExperts(config, lambda: one(whole))

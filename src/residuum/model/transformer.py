@@ -14,6 +14,7 @@ from residuum.model.config import ModelConfig
 from residuum.model.cross_entropy import cross_entropy
 from residuum.model.dropout import Dropout
 from residuum.model.embedding import Embedding
+from residuum.model.experts import Balance
 from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
 from residuum.model.norm import make_norm
@@ -102,8 +103,13 @@ class Transformer(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def loss(self, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy of `targets`, in nats per token; a target of −100 counts for nothing."""
-        return cross_entropy(self(tokens), targets)
+        """Mean cross-entropy of `targets`, in nats per token; a target of −100 counts for nothing.
+
+        Where blocks have experts, each layer's balance term is added to it.
+        """
+        with Balance(block.ff for block in self.blocks) as balance:
+            scores = self(tokens)
+        return balance.added_to(cross_entropy(scores, targets))
 
     def explicit_embed(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
         """The stream's first state, state[0]. Raises `ValueError` for more tokens than `config.context`."""

@@ -19,6 +19,7 @@ from residuum.model.attention import Attention
 from residuum.model.cross_entropy import LEAST_ROWS, NOT_COUNTED, cross_entropy, explicit_cross_entropy
 from residuum.model.dropout import Dropout
 from residuum.model.embedding import Embedding
+from residuum.model.experts import Balance, MixtureOfExperts
 from residuum.model.feedforward import ACTIVATIONS, ROWS, make_feedforward
 from residuum.model.gradient import BLOCK
 from residuum.model.linear import Linear
@@ -59,6 +60,12 @@ def cases() -> list[Case]:
         *(("feedforward", name, _feedforward(activation=name)) for name in (*ACTIVATIONS, "swiglu")),
         ("feedforward", "feedforward-bias-dropout", _feedforward(bias=True, dropout=0.3)),
         ("feedforward", "by-rows", _feedforward(ROWS)),
+        ("experts", "experts-gelu", _experts()),
+        ("experts", "experts-swiglu", _experts(activation="swiglu", bias=True, dropout=0.3, experts_per_token=3)),
+        ("experts", "top-1", _experts(activation="swiglu", experts_per_token=1)),
+        ("experts", "all-experts", _experts(n_experts=2)),
+        ("experts", "balance", _clear(_balance(2))),
+        ("experts", "balance-top-1", _clear(_balance(1))),
         ("attention", "multi-head", _attention()),
         ("attention", "grouped-query", _attention(n_kv_heads=2, bias=True)),
         ("attention", "encoder", _attention(causal=False)),
@@ -79,6 +86,12 @@ def cases() -> list[Case]:
         ("transformer", "gpt", _transformer(bias=True, dropout=0.3)),
         ("transformer", "llama", _transformer(**LLAMA)),
         ("transformer", "block-inputs", _transformer("block-inputs", dropout=0.3, n_layers=3)),
+        ("transformer", "experts", _clear(_transformer(**EXPERTS))),
+        (
+            "transformer",
+            "experts-block-inputs",
+            _clear(_transformer("block-inputs", dropout=0.3, n_layers=3, **EXPERTS)),
+        ),
         ("transformer", "every-2", _transformer("every-2", dropout=0.3, n_layers=3)),
     ]
     return [Case(*case) for case in found]
@@ -87,6 +100,12 @@ def cases() -> list[Case]:
 LLAMA: dict[str, Any] = {
     "positions": "rotary", "n_kv_heads": 2, "norm": "rmsnorm", "activation": "swiglu", "head": "untied",
 }  # fmt: skip
+
+EXPERTS: dict[str, Any] = {"n_experts": 4, "balance": 0.5}
+
+CLEAR = 0.05
+"""Least distance, in logits of a router, between the last expert chosen and the first that is not: where a choice
+changes, y jumps, and has no slope. `check` moves a logit by some thousandths."""
 
 
 def config(**values: Any) -> ModelConfig:
@@ -126,6 +145,64 @@ def _large_linear(kind: torch.dtype) -> Pair:
 
 def _feedforward(length: int = POS, **values: Any) -> Make:
     return lambda kind: of_module(ready(make_feedforward(config(**values)), kind), stream(kind, BATCH, length, D_MODEL))
+
+
+def _experts(**values: Any) -> Make:
+    chosen = config(**{**EXPERTS, **values})
+    return _clear(lambda kind: of_module(ready(make_feedforward(chosen), kind), stream(kind)))
+
+
+def _balance(experts_per_token: int) -> Make:
+    """The balance term alone: nothing of y is asked for."""
+
+    def make(kind: torch.dtype) -> Pair:
+        part = ready(make_feedforward(config(**EXPERTS, experts_per_token=experts_per_token)), kind)
+
+        def forward(x: Tensor) -> Tensor:
+            with Balance([part]) as balance:
+                y = part(x)
+            return balance.added_to(0 * y.sum())  # so that autograd finds its way to every parameter
+
+        def explicit(dy: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+            with Balance([part], dy.item()) as balance:
+                y, saved = part.explicit_forward(x)
+                dx = part.explicit_backward(torch.zeros_like(y), saved)
+            return balance.added_to(torch.zeros((), dtype=kind)), (dx,)
+
+        return Pair(part, {"x": stream(kind)}, forward, explicit)
+
+    return make
+
+
+def _clear(make: Make) -> Make:
+    """Drawn again until no choice of experts is near another."""
+
+    def again(kind: torch.dtype) -> Pair:
+        pair = make(kind)
+        while nearest_tie(pair) < CLEAR:
+            pair = make(kind)
+        return pair
+
+    return again
+
+
+@torch.no_grad()
+def nearest_tie(pair: Pair) -> float:
+    """The least distance, in logits, between the last expert chosen and the first that is not, of all tokens."""
+    distances = [float("inf")]
+
+    def look(part: Any, given: tuple[Tensor, ...]) -> None:
+        logits = (given[0].flatten(0, -2) @ part.router.weight.t()).sort(-1, descending=True).values
+        distances.append((logits[:, : part.k].amin(-1) - logits[:, part.k :].amax(-1)).min().item())
+
+    mixtures = [
+        part for part in pair.module.modules() if isinstance(part, MixtureOfExperts) and part.k < len(part.experts)
+    ]
+    hooks = [part.register_forward_pre_hook(look) for part in mixtures]
+    pair.y()
+    for hook in hooks:
+        hook.remove()
+    return min(distances)
 
 
 def _attention(mask: bool = False, **values: Any) -> Make:
