@@ -18,6 +18,7 @@ from residuum.engine.explicit import Explicit
 from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.model import Transformer, generate
+from residuum.model.experts import MixtureOfExperts
 from residuum.train.batches import Batches, check_length
 from residuum.train.checkpoint import (
     discard_parts,
@@ -122,11 +123,15 @@ class _Training:
             evaluated = done % run.eval_every == 0 or done == run.steps
             saved = done % run.checkpoint_every == 0 or done == run.steps
             recorded = evaluated or done % run.log_every == 0 or done == 1
-            loss, norm, targets, parts = self._step(step, lr, recorded)
+            loss, norm, imbalance, targets, parts = self._step(step, lr, recorded)
             if evaluated or saved:
                 self._check_weights(done, loss, norm)
             line: dict[str, Any] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm}
-            line["train_bits_per_byte"] = loss / math.log(2) / float(self.tokenizer.token_bytes[targets].mean())
+            nats = loss
+            if imbalance is not None:  # the sum over layers is part of the loss, and not of how well text is predicted
+                line["imbalance"] = imbalance
+                nats -= self.recipe.model.balance * self.recipe.model.n_layers * imbalance
+            line["train_bits_per_byte"] = nats / math.log(2) / float(self.tokenizer.token_bytes[targets].mean())
             line["tokens_per_second"] = targets.size * (done - since) / (time.perf_counter() - clock)
             if parts is not None:
                 line["gradient_parts"] = parts
@@ -168,8 +173,11 @@ class _Training:
             metrics.append(json.dumps({"step": 0, "bigram_bits_per_byte": bigram}) + "\n")
         return checkpoint.step if checkpoint else 0, metrics, samples
 
-    def _step(self, step: int, lr: float, recorded: bool) -> tuple[float, float, NDArray[np.int64], Norms | None]:
-        """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, and the targets.
+    def _step(
+        self, step: int, lr: float, recorded: bool
+    ) -> tuple[float, float, float | None, NDArray[np.int64], Norms | None]:
+        """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, the experts'
+        imbalance (the mean over layers, 1 where it is none; None without experts), and the targets.
 
         By the explicit engine, if the step is `recorded`, also the parts of the gradient in the first pass.
         Raises `InputError`, before anything is updated, where loss or norm is not finite.
@@ -180,6 +188,8 @@ class _Training:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         total, targets, parts = torch.zeros((), device=self.device), [], None
+        uneven = torch.zeros((), device=self.device)
+        mixtures: list[Any] = [block.ff for block in self.model.blocks if isinstance(block.ff, MixtureOfExperts)]
         for micro in range(optim.accumulate):
             x, y = self.batches.at(step, micro)
             batch, scale = (x.to(self.device), y.to(self.device)), 1 / optim.accumulate
@@ -189,13 +199,15 @@ class _Training:
                 else:
                     loss = self.engine.loss_and_grads(self.model, batch, scale)
             total += loss / optim.accumulate
+            for mixture in mixtures:
+                uneven += mixture.imbalance / (len(mixtures) * optim.accumulate)
             targets.append(y.numpy())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip or float("inf"))
-        mean, length = torch.stack((total, norm)).tolist()  # waits for the device, once a step
+        mean, length, imbalance = torch.stack((total, norm, uneven)).tolist()  # waits for the device, once a step
         if not (math.isfinite(mean) and math.isfinite(length)):
             raise self._diverged(step + 1, mean, length, self._culprit(step))
         self.optimizer.step()
-        return mean, length, np.concatenate(targets), parts
+        return mean, length, imbalance if mixtures else None, np.concatenate(targets), parts
 
     def _seed(self, step: int) -> None:
         # Dropout must not remember what was drawn before a kill, so every step starts its own sequence.
