@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
@@ -58,37 +58,36 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         rows = x.flatten(0, -2)
         routing = self._route(rows)
-        # A copy for each choice, then sorted: unlike choosing rows k times, this has a deterministic gradient on a GPU.
-        read = rows.unsqueeze(1).expand(-1, self.k, -1).flatten(0, 1).index_select(0, routing.order)
-        written = [expert(own) for expert, own in self._each(read, routing)]
-        y = _weighted(self._by_token(torch.cat(written), routing), self._weights(routing))
+        y, weights = torch.zeros_like(rows), self._weights(routing).flatten()
+        for expert, token, choices in self._each(routing):
+            written = expert(rows.index_select(0, token))
+            y.index_add_(0, token, _scaled(written, weights[choices], y.dtype))
         return self.dropout(y.view(x.shape))
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Float[Tensor, "*rows d_model"], Saved]:
         """Keeps x, the routing, what each expert wrote, and what it kept, but not its rows: they are x's."""
         rows = x.flatten(0, -2)
         routing = self._route(rows)
-        written, of_experts = [], []
-        for expert, choices in self._each(routing.order, routing):
-            y, (_, *of_expert) = expert.explicit_forward(rows[choices // self.k])
-            written.append(y)
-            of_experts.append(of_expert)
-        by_token = self._by_token(torch.cat(written), routing)
-        y, dropped = self.dropout.explicit_forward(_weighted(by_token, self._weights(routing)).view(x.shape))
-        return y, (x, routing, by_token, of_experts, dropped)
+        y, weights, of_experts = torch.zeros_like(rows), self._weights(routing).flatten(), []
+        for expert, token, choices in self._each(routing):
+            written, (_, *of_expert) = expert.explicit_forward(rows.index_select(0, token))
+            y.index_add_(0, token, _scaled(written, weights[choices], y.dtype))
+            of_experts.append((written, of_expert))
+        y, dropped = self.dropout.explicit_forward(y.view(x.shape))
+        return y, (x, routing, of_experts, dropped)
 
     def explicit_backward(self, dy: Float[Tensor, "*rows d_model"], saved: Saved) -> Float[Tensor, "*rows d_model"]:
         """The product rule on the weighted sum: an expert receives w_e dy, its weight dy · expert_e(x)."""
-        x, routing, by_token, of_experts, dropped = saved
+        x, routing, of_experts, dropped = saved
         rows, dy = x.flatten(0, -2), self.dropout.explicit_backward(dy, dropped).flatten(0, -2)
-        weights = self._weights(routing)
-        read: list[Tensor] = []
-        for (expert, choices), of_expert in zip(self._each(routing.order, routing), of_experts, strict=True):
-            token, weight = choices // self.k, weights.flatten()[choices].unsqueeze(-1)
-            read.append(expert.explicit_backward(dy[token] * weight.to(dy.dtype), (rows[token], *of_expert)))
-        dx = self._by_token(torch.cat(read), routing).sum(1)
-        dweights = (by_token @ dy.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
-        return (dx + self._route_backward(dweights, rows, routing)).view(x.shape)
+        dx, weights = torch.zeros_like(rows), self._weights(routing).flatten()
+        dweights = torch.empty_like(weights)
+        for (expert, token, choices), (written, of_expert) in zip(self._each(routing), of_experts, strict=True):
+            dsum = dy.index_select(0, token)
+            dweights[choices] = (dsum * written).sum(-1).to(weights.dtype)
+            dwritten = _scaled(dsum, weights[choices], written.dtype)
+            dx.index_add_(0, token, expert.explicit_backward(dwritten, (rows.index_select(0, token), *of_expert)))
+        return (dx + self._route_backward(dweights.view(-1, self.k), rows, routing)).view(x.shape)
 
     def _route(self, rows: Float[Tensor, "tokens d_model"]) -> Routing:
         with _no_autocast(rows):
@@ -121,9 +120,13 @@ class MixtureOfExperts(nn.Module):
             accumulate_product(self.router.weight, dlogits, at_least_float32(rows))
             return (dlogits @ at_least_float32(self.router.weight)).to(rows.dtype)
 
-    def _each(self, by_expert: Shaped[Tensor, "choices *_"], routing: Routing) -> Iterator[tuple[Any, Tensor]]:
-        """Every expert and what is its own of `by_expert`, which may be nothing."""
-        return zip(self.experts, by_expert.split(routing.sizes), strict=True)
+    def _each(self, routing: Routing) -> Iterator[tuple[Any, Int[Tensor, "own"], Int[Tensor, "own"]]]:
+        """Every expert, whose tokens it reads, and which choices made them its own; there may be none.
+
+        No token is one expert's twice, so that adding to `token`s, expert by expert, is deterministic on a GPU, too.
+        """
+        for expert, choices in zip(self.experts, routing.order.split(routing.sizes), strict=True):
+            yield expert, choices // self.k, choices
 
     def _weights(self, routing: Routing) -> Float[Tensor, "tokens k"]:
         p = routing.p.gather(-1, routing.chosen)
@@ -132,12 +135,6 @@ class MixtureOfExperts(nn.Module):
     def _shares(self, routing: Routing) -> Float[Tensor, "experts"]:
         """f: each expert's share of all choices."""
         return routing.p.new_tensor(routing.sizes) / len(routing.order)
-
-    def _by_token(
-        self, by_expert: Float[Tensor, "choices d_model"], routing: Routing
-    ) -> Float[Tensor, "tokens k d_model"]:
-        """Back from the experts' order to the tokens'."""
-        return by_expert.index_select(0, routing.order.argsort()).view(*routing.chosen.shape, -1)
 
 
 class Balance:
@@ -168,10 +165,8 @@ class Balance:
         return loss
 
 
-def _weighted(
-    written: Float[Tensor, "tokens k d_model"], weights: Float[Tensor, "tokens k"]
-) -> Float[Tensor, "tokens d_model"]:
-    return (weights.unsqueeze(1).to(written.dtype) @ written).squeeze(1)
+def _scaled(rows: Float[Tensor, "own d_model"], weights: Float[Tensor, "own"], dtype: torch.dtype) -> Tensor:
+    return (rows * weights.unsqueeze(-1)).to(dtype)
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
