@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,10 @@ class MixtureOfExperts(nn.Module):
             dwritten = _scaled(dsum, weights[choices], written.dtype)
             dx.index_add_(0, token, expert.explicit_backward(dwritten, (rows.index_select(0, token), *of_expert)))
         return (dx + self._route_backward(dweights.view(-1, self.k), rows, routing)).view(x.shape)
+
+    def value_path(self) -> tuple[list[Linear], list[Linear]]:
+        paths: list[Any] = [cast(Any, expert).value_path() for expert in self.experts]
+        return [part for inner, _ in paths for part in inner], [part for _, last in paths for part in last]
 
     def _route(self, rows: Float[Tensor, "tokens d_model"]) -> Routing:
         with _no_autocast(rows):

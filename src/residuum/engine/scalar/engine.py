@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 ANY = ("vocab_size", "context", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "norm_eps")
 """Fields of `ModelConfig` that may hold whatever they can hold."""
 NO_MATTER = (
-    "init_std", "branch_init", "rotary_base", "residual_scale", "residual_drop", "residual_streams", "experts_per_token",
-    "balance",
+    "init_std", "branch_init", "rotary_base", "residual_scale", "residual_drop", "residual_streams",
+    "experts_per_token", "balance",
 )  # fmt: skip
 """Fields that change nothing here: weights are read from the model, rotary positions and several experts refused."""
 ONLY: dict[str, tuple[Any, ...]] = {
