@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from residuum.engine.check.cases import ready
 from residuum.model import ModelConfig, Transformer, generate
 from residuum.model.residual import REGISTRY
 
@@ -99,7 +100,7 @@ def test_final_norm_only_where_the_connection_leaves_one_out() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     for residual, activation in itertools.product(sorted(REGISTRY), ("swiglu", "squared_relu")):
-        model = build(residual=residual, activation=activation, bias=True, init_std=0.3)
+        model = ready(build(residual=residual, activation=activation, bias=True, init_std=0.3), torch.float32)
         model.loss(tokens(), tokens()).backward()
         silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         # A bias on the keys shifts all scores of a query alike, so softmax hides it: its gradient is zero in theory.
