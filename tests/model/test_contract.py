@@ -183,7 +183,8 @@ def test_a_stream_is_left_as_it_is_at_the_start_where_the_connection_says_so(res
     stack = Stack(blocks.config).eval()
     stack.blocks = blocks.blocks
     x = torch.randn(2, 5, 12)
-    assert torch.equal(stack(x), x) == REGISTRY[residual].identity_at_start
+    untouched = stack.blocks[-1].ff_residual.end(stack.blocks[0].attn_residual.begin(x))
+    assert torch.equal(stack(x), untouched) == REGISTRY[residual].identity_at_start
 
 
 HALF = [
@@ -191,6 +192,11 @@ HALF = [
     {"norm": "rmsnorm", "activation": "swiglu", "positions": "rotary", "n_kv_heads": 2},
     {"residual": "post", "activation": "squared_relu"},
     {"residual": "none", "norm": "rmsnorm"},
+    {"residual": "gated"},
+    {"residual": "highway", "norm": "rmsnorm"},
+    {"residual": "gru"},
+    {"residual": "deepnorm", "branch_init": "gpt2"},
+    {"residual": "admin", "branch_init": "gpt2"},
 ]
 
 

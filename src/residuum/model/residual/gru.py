@@ -45,7 +45,7 @@ class GRU(Residual):
         reset_too, update_too = self.of_state(x).chunk(2, -1)
         reset = torch.sigmoid(reset + reset_too)
         update = torch.sigmoid(update + update_too - self.bias)
-        return torch.lerp(x, torch.tanh(new + self.of_reset(reset * x)), update)
+        return torch.addcmul(x, update, torch.tanh(new + self.of_reset(reset * x)) - x)
 
     def explicit_forward(self, x: Stream, branch: Branch, *args: Any) -> tuple[Stream, Saved]:
         """Keeps the write, and r, z and h side by side."""
@@ -60,7 +60,7 @@ class GRU(Residual):
         gates.sigmoid_()
         new += self.of_reset.explicit_forward(reset * x)[0]
         new.tanh_()
-        return torch.lerp(x, new, update), (branch, of_norm, of_branch, x, write, units)
+        return torch.addcmul(x, update, new - x), (branch, of_norm, of_branch, x, write, units)
 
     def explicit_backward(self, dy: Stream, saved: Saved, parts: Receiver | None = None) -> Stream:
         """From the end to the start: through z and h, through r, and what each product hands back to w and to x."""

@@ -35,7 +35,7 @@ class Highway(Gated):
 
     def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         normed = self.norm(x)
-        return torch.lerp(x, branch(normed, *args), torch.sigmoid(self.gate(normed)))
+        return torch.addcmul(x, torch.sigmoid(self.gate(normed)), branch(normed, *args) - x)
 
     def explicit_forward(self, x: Stream, branch: Branch, *args: Any) -> tuple[Stream, Saved]:
         """Keeps the way from x to the write, of which the gate says how far to go."""
