@@ -67,9 +67,8 @@ def test_gated_and_highway_by_their_formulas() -> None:
 def test_gru_by_its_formula() -> None:
     connection, branch, x, found = both_ways("gru")
     w = branch(connection.norm(x))
-    w_r, w_z, w_h = connection.of_write.weight.split(12)
-    u_r, u_z = connection.of_state.weight.split(12)
-    u_h = connection.of_reset.weight
+    (w_r, w_z), (u_r, u_z) = (half.split(12) for half in connection.gates.weight.split(12, 1))
+    w_h, u_h = connection.new.weight.split(12, 1)
     r = torch.sigmoid(w @ w_r.T + x @ u_r.T)
     z = torch.sigmoid(w @ w_z.T + x @ u_z.T - connection.bias)
     expected = (1 - z) * x + z * torch.tanh(w @ w_h.T + (r * x) @ u_h.T)
@@ -93,8 +92,8 @@ def test_where_gates_start(layers: int) -> None:
 
 def test_the_matrices_of_gru_change_no_size() -> None:
     gru = residual_named("gru")(config(d_model=192), 0)
-    for part in (gru.of_write, gru.of_state, gru.of_reset):
-        assert part(torch.randn(99, 192)).std().item() == pytest.approx(1, rel=0.05)
+    for matrix in (*gru.gates.weight.split(192, 1), *gru.new.weight.split(192, 1)):  # of the write, and of the state
+        assert (torch.randn(99, 192) @ matrix.T).std().item() == pytest.approx(1, rel=0.05)
 
 
 def test_where_the_identity_part_is() -> None:
@@ -105,7 +104,7 @@ def test_where_the_identity_part_is() -> None:
         dy, parts = torch.randn_like(y), []
         with torch.no_grad():
             connection.explicit_backward(dy, saved, parts)
-        closed = saved[5][..., 12:24] if name == "gru" else saved[3]
+        closed = saved[5][..., 12:] if name == "gru" else saved[3]
         expected = skip if name == "gated" else (1 - closed.detach()) * skip
         torch.testing.assert_close(parts[0].identity, torch.autograd.grad(expected, skip, dy)[0])
 

@@ -32,51 +32,44 @@ class GRU(Residual):
         super().__init__(config, place)
         width, std = config.d_model, config.d_model**-0.5
         self.norm = make_norm(config)
-        self.of_write = Linear(width, 3 * width, bias=False, std=std)
-        """W_r, W_z and W_h, one below the other: one product."""
-        self.of_state = Linear(width, 2 * width, bias=False, std=std)
-        """U_r and U_z."""
-        self.of_reset = Linear(width, width, bias=False, std=std)
-        """U_h."""
+        self.gates = Linear(2 * width, 2 * width, bias=False, std=std)
+        """W_r and U_r side by side, and below them W_z and U_z: four products in one."""
+        self.new = Linear(2 * width, width, bias=False, std=std)
+        """W_h and U_h side by side."""
         self.bias = nn.Parameter(torch.full((width,), 2.0))
 
     def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
-        reset, update, new = self.of_write(branch(self.norm(x), *args)).chunk(3, -1)
-        reset_too, update_too = self.of_state(x).chunk(2, -1)
-        reset = torch.sigmoid(reset + reset_too)
-        update = torch.sigmoid(update + update_too - self.bias)
-        return torch.addcmul(x, update, torch.tanh(new + self.of_reset(reset * x)) - x)
+        write = branch(self.norm(x), *args)
+        reset, update = self.gates(torch.cat((write, x), -1)).chunk(2, -1)
+        new = torch.tanh(self.new(torch.cat((write, torch.sigmoid(reset) * x), -1)))
+        update = torch.sigmoid(update - self.bias).to(x.dtype)  # as lerp wants it, and autocast leaves it not
+        return torch.lerp(x, new.to(x.dtype), update)
 
     def explicit_forward(self, x: Stream, branch: Branch, *args: Any) -> tuple[Stream, Saved]:
-        """Keeps the write, and r, z and h side by side."""
+        """Keeps x, the write, r and z side by side, and what is new."""
         normed, of_norm = self.norm.explicit_forward(x)
         write, (_, *of_branch) = branch.explicit_forward(normed, *args)
-        units, _ = self.of_write.explicit_forward(write)
+        gates, _ = self.gates.explicit_forward(torch.cat((write, x), -1))
         width = x.shape[-1]
-        reset, update, new = units[..., :width], units[..., width : 2 * width], units[..., 2 * width :]
-        gates = units[..., : 2 * width]
-        gates += self.of_state.explicit_forward(x)[0]
-        update -= self.bias
-        gates.sigmoid_()
-        new += self.of_reset.explicit_forward(reset * x)[0]
-        new.tanh_()
-        return torch.addcmul(x, update, new - x), (branch, of_norm, of_branch, x, write, units)
+        gates[..., width:] -= self.bias
+        reset, update = gates.sigmoid_()[..., :width], gates[..., width:]
+        new = self.new.explicit_forward(torch.cat((write, reset * x), -1))[0].tanh_()
+        return torch.addcmul(x, update, new - x), (branch, of_norm, of_branch, x, write, gates, new)
 
     def explicit_backward(self, dy: Stream, saved: Saved, parts: Receiver | None = None) -> Stream:
-        """From the end to the start: through z and h, through r, and what each product hands back to w and to x."""
-        branch, of_norm, of_branch, x, write, units = saved
+        """From the end to the start: through z and tanh, through r, and what each product hands back to w and to x."""
+        branch, of_norm, of_branch, x, write, gates, new = saved
         width = x.shape[-1]
-        reset, update, new = units[..., :width], units[..., width : 2 * width], units[..., 2 * width :]
+        reset, update = gates[..., :width], gates[..., width:]
         moved = dy * update
         dnew = moved.addcmul(moved * new, new, value=-1)
-        dread = self.of_reset.explicit_backward(dnew, reset * x)
-        dreset = sigmoid_backward(dread * x, reset)
+        dread = self.new.explicit_backward(dnew, torch.cat((write, reset * x), -1))
+        dreset = sigmoid_backward(dread[..., width:] * x, reset)
         dupdate = sigmoid_backward((new - x).mul_(dy), update)
         accumulate(self.bias, -dupdate.flatten(0, -2).sum(0))
-        dunits = torch.cat((dreset, dupdate, dnew), -1)
-        dx = self.of_state.explicit_backward(dunits[..., : 2 * width], x)
-        dx.addcmul_(dread, reset)
-        dwrite = self.of_write.explicit_backward(dunits, write)
+        dboth = self.gates.explicit_backward(torch.cat((dreset, dupdate), -1), torch.cat((write, x), -1))
+        dwrite = dboth[..., :width] + dread[..., :width]
+        dx = torch.addcmul(dboth[..., width:], dread[..., width:], reset)
         dnormed = branch.explicit_backward(dwrite, (self.norm.explicit_again(of_norm), *of_branch))
         dx += self.norm.explicit_backward(dnormed, of_norm)
         return joined(dy - moved, dx, parts)

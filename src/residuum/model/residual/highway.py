@@ -35,7 +35,8 @@ class Highway(Gated):
 
     def forward(self, x: Stream, branch: Branch, *args: Any) -> Stream:
         normed = self.norm(x)
-        return torch.addcmul(x, torch.sigmoid(self.gate(normed)), branch(normed, *args) - x)
+        gate = torch.sigmoid(self.gate(normed)).to(x.dtype)  # as lerp wants it, and autocast leaves it not
+        return torch.lerp(x, branch(normed, *args).to(x.dtype), gate)
 
     def explicit_forward(self, x: Stream, branch: Branch, *args: Any) -> tuple[Stream, Saved]:
         """Keeps the way from x to the write, of which the gate says how far to go."""
