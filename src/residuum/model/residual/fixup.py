@@ -46,11 +46,11 @@ class Fixup(TFixup):
         xavier(model)
         n_branches = 2 * model.config.n_layers
         for _, branch in model.connections():
-            _, last = branch.value_path()
-            matrices = [part.weight for part in branch.modules() if isinstance(part, Linear)]
-            for weight in matrices:
-                weight.mul_(n_branches ** (-1 / (2 * len(matrices) - 2)))
-            for part in last:
+            for one in getattr(branch, "experts", [branch]):  # a token passes few experts, and each one's matrices
+                matrices = [part.weight for part in one.modules() if isinstance(part, Linear)]
+                for weight in matrices:
+                    weight.mul_(n_branches ** (-1 / (2 * len(matrices) - 2)))
+            for part in branch.value_path()[1]:
                 nn.init.zeros_(part.weight)
         nn.init.normal_(model.embedding.weight, std=model.config.d_model**-0.5)
         if model.config.head == "untied" and model.head is not None:
