@@ -1,0 +1,102 @@
+"""Where cells are run: here, or as jobs of Ray or Slurm, whose schedulers we leave the scheduling to.
+
+A launcher is given the cells to run and the store, and yields each cell once it is finished. Jobs elsewhere write to
+the same store, so its folder must be one that all machines share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from residuum.errors import InputError
+from residuum.study.cell import Cell
+from residuum.study.store import Store
+
+Launch = Callable[[list[Cell], Store], Iterator[Cell]]
+
+
+def locally(cells: list[Cell], store: Store) -> Iterator[Cell]:
+    """One after another, in this process. What another process is just running comes last, when it may be done."""
+    elsewhere = []
+    for cell in cells:
+        if store.finish(cell, wait=False) is None:
+            elsewhere.append(cell)
+        else:
+            yield cell
+    for cell in elsewhere:
+        store.finish(cell)
+        yield cell
+
+
+def on_ray(cells: list[Cell], store: Store) -> Iterator[Cell]:
+    """One Ray task a cell, on the cluster that RAY_ADDRESS names; without one, on this machine's cores."""
+    ray = _extra("ray")
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)  # what a worker prints is not the study's output
+    task = ray.remote(_job)
+    pending = {task.remote(*_arguments(cell, store)): cell for cell in cells}
+    while pending:
+        (job,), _ = ray.wait(list(pending), num_returns=1)
+        cell = pending.pop(job)
+        _check(cell, store, partial(ray.get, job))
+        yield cell
+
+
+def on_slurm(cells: list[Cell], store: Store) -> Iterator[Cell]:
+    """One Slurm array, a job of it a cell; partition, account and the like are sbatch's own SBATCH_PARTITION etc.
+
+    A job may take an hour unless SBATCH_TIMELIMIT says otherwise. Its logs are in the store's folder `slurm`.
+    """
+    submitit = _extra("slurm", "submitit")
+    if not cells:
+        return
+    try:
+        executor = submitit.AutoExecutor(folder=store.folder.resolve() / "slurm", cluster="slurm")
+    except RuntimeError as error:
+        raise InputError(f"--launch slurm: {error}: run it where sbatch is, or choose --launch local") from None
+    executor.update_parameters(name="residuum", timeout_min=60)
+    jobs = executor.map_array(_job, *zip(*(_arguments(cell, store) for cell in cells), strict=True))
+    of = {id(job): cell for job, cell in zip(jobs, cells, strict=True)}
+    for job in submitit.helpers.as_completed(jobs):
+        _check(of[id(job)], store, job.result)
+        yield of[id(job)]
+
+
+LAUNCHERS: dict[str, Launch] = {"local": locally, "ray": on_ray, "slurm": on_slurm}
+
+
+def _job(folder: str, experiment: str, settings: dict[str, Any]) -> str | None:
+    """Finish one cell, wherever this is; what is the user's to mend comes back in words."""
+    try:
+        Store(folder).finish(Cell(experiment, settings))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _arguments(cell: Cell, store: Store) -> tuple[str, str, dict[str, Any]]:
+    return str(store.folder.resolve()), cell.experiment, cell.settings
+
+
+def _check(cell: Cell, store: Store, result: Callable[[], str | None]) -> None:
+    try:
+        error = result()
+    except Exception as raised:  # whatever a scheduler makes of a job that died, or ran out of time or memory
+        reason = (str(raised).strip() or type(raised).__name__).splitlines()[-1][:200]
+        raise InputError(f"the job of {store.file(cell).stem} failed: {reason}; the same command goes on") from raised
+    if error is not None:
+        raise InputError(error)
+    if store.result(cell) is None:
+        raise InputError(
+            f"{store.file(cell)} was written elsewhere and is not here: give a --store that all machines share"
+        )
+
+
+def _extra(name: str, module: str | None = None) -> Any:
+    try:
+        return import_module(module or name)
+    except ImportError:
+        raise InputError(f'--launch {name} takes an extra: pip install "residuum[{name}]"') from None

@@ -1,0 +1,132 @@
+"""Launchers, by stand-ins for the packages they call: what is asked of each, and what becomes of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from residuum.errors import InputError
+from residuum.study.cell import Cell
+from residuum.study.launch import LAUNCHERS
+from residuum.study.run import run
+from residuum.study.store import Store
+
+CELLS = [Cell("experiments:square", {"x": x}) for x in range(3)]
+
+
+def fake_ray(do: Callable[..., Any]) -> ModuleType:
+    """Runs a task when it is waited for, the newest first."""
+    ray = ModuleType("ray")
+    begun: list[bool] = []
+
+    def wait(jobs: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return jobs[-num_returns:], jobs[:-num_returns]
+
+    ray.is_initialized = lambda: bool(begun)
+    ray.init = lambda log_to_driver: begun.append(log_to_driver)
+    ray.remote = lambda function: SimpleNamespace(remote=lambda *args: _Job(lambda: do(function, *args)))
+    ray.wait, ray.get = wait, lambda job: job.result()
+    ray.begun = begun
+    return ray
+
+
+def fake_submitit(do: Callable[..., Any]) -> ModuleType:
+    submitit = ModuleType("submitit")
+    asked: dict[str, Any] = {}
+
+    class AutoExecutor:
+        def __init__(self, folder: Path, cluster: str) -> None:
+            asked.update(folder=folder, cluster=cluster)
+
+        def update_parameters(self, **parameters: Any) -> None:
+            asked.update(parameters)
+
+        def map_array(self, function: Callable[..., Any], *columns: Any) -> list[_Job]:
+            return [_Job(lambda row=row: do(function, *row)) for row in zip(*columns, strict=True)]
+
+    submitit.AutoExecutor, submitit.asked = AutoExecutor, asked
+    submitit.helpers = SimpleNamespace(as_completed=lambda jobs: iter(jobs[::-1]))
+    return submitit
+
+
+class _Job:
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.result = work
+
+
+FAKES = {"ray": ("ray", fake_ray), "slurm": ("submitit", fake_submitit)}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, name: str, do: Callable[..., Any]) -> ModuleType:
+    module, make = FAKES[name]
+    monkeypatch.setitem(sys.modules, module, fake := make(do))
+    return fake
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_every_cell_becomes_a_job_that_writes_to_the_store(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = install(monkeypatch, name, lambda function, *args: function(*args))
+    monkeypatch.chdir(tmp_path)
+    store, seen = Store("shared"), []
+    run(CELLS[:1], store)
+    run(CELLS, store, seen.append, launch=LAUNCHERS[name])
+    assert [store.figures(cell) for cell in CELLS] == [{"y": 0}, {"y": 1}, {"y": 4}]
+    assert [p.cell and p.cell.settings["x"] for p in seen] == [None, 2, 1]  # as they were finished
+    if name == "ray":
+        assert fake.begun == [False]
+    else:
+        folder = tmp_path / "shared" / "slurm"
+        assert fake.asked == {"folder": folder, "cluster": "slurm", "name": "residuum", "timeout_min": 60}
+    run(CELLS, store, launch=LAUNCHERS[name])  # nothing is left to launch
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_what_a_job_complains_of_is_said(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, name, lambda function, *args: function(*args))
+    store = Store(tmp_path)
+    run(CELLS[:1], store)
+    store.file(CELLS[0]).write_text("{}")
+    with pytest.raises(InputError, match="is damaged"):
+        list(LAUNCHERS[name](CELLS[:1], store))
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_a_store_that_is_not_shared_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, name, lambda function, folder, *args: function(str(tmp_path / "other machine"), *args))
+    with pytest.raises(InputError, match="give a --store that all machines share"):
+        run(CELLS, Store(tmp_path / "here"), launch=LAUNCHERS[name])
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_a_job_that_died_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(function: Callable[..., Any], *args: Any) -> None:
+        raise MemoryError("first line\nout of memory")
+
+    install(monkeypatch, name, dies)
+    with pytest.raises(InputError, match=r"the job of square-\w{16} failed: out of memory; the same command goes on"):
+        run(CELLS, Store(tmp_path), launch=LAUNCHERS[name])
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_a_missing_extra_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, FAKES[name][0], None)
+    with pytest.raises(InputError, match=rf'pip install "residuum\[{name}\]"'):
+        run(CELLS, Store(tmp_path), launch=LAUNCHERS[name])
+
+
+def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, "slurm", lambda function, *args: function(*args))
+
+    def absent(folder: Path, cluster: str) -> None:
+        raise RuntimeError("no sbatch")
+
+    monkeypatch.setattr(fake, "AutoExecutor", absent)
+    with pytest.raises(InputError, match="no sbatch: run it where sbatch is"):
+        run(CELLS, Store(tmp_path), launch=LAUNCHERS["slurm"])
