@@ -22,6 +22,7 @@ from residuum.audit.settings import FailOn, find_settings
 from residuum.audit.target import audit_target
 from residuum.audit.terminal import print_audit
 from residuum.cli.options import parse
+from residuum.cli.output import check_writable, put
 from residuum.errors import InputError
 from residuum.files import write_whole
 
@@ -81,7 +82,7 @@ def main(args: list[str]) -> int:
         read_baseline(options.write_baseline)  # another file is not written over
     out = options.out or (Path("audit.html") if options.format == "html" else None)
     for file in (out, options.write_baseline):
-        _check_writable(file)
+        check_writable(file)
     with _apart():
         audit = audit_target(options.target, options.structure, options.inputs, select, ignore)
     new = to_baseline(audit) if options.write_baseline else ""
@@ -97,7 +98,7 @@ def main(args: list[str]) -> int:
     if options.format == "terminal":
         print_audit(audit, Console())
     else:
-        _put(written[options.format](audit), out)
+        put(written[options.format](audit), out)
     if options.write_baseline:
         write_whole(options.write_baseline, new)
         print(f"baseline: {options.write_baseline}", file=sys.stderr)
@@ -118,7 +119,7 @@ def _compare(options: Options) -> int:
     if options.format == "terminal":
         print_diff(diff, Console())
     else:
-        _put(written[options.format](diff), options.out)
+        put(written[options.format](diff), options.out)
     fail_on = options.fail_on or find_settings().fail_on
     return 1 if fail_on != "never" and diff.at_least(fail_on) else 0
 
@@ -137,25 +138,5 @@ def _apart() -> Iterator[None]:
         os.close(output)
 
 
-def _check_writable(file: Path | None) -> None:
-    """Raises `InputError` before a long audit rather than after it."""
-    if file is None:
-        return
-    if file.exists() and not file.is_file():
-        raise InputError(f"cannot write {file}: it is no regular file: choose another place")
-    folder = next(folder for folder in file.resolve().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "nobody may write there" if folder.is_dir() else "it is no folder"
-        raise InputError(f"cannot write {file} into {folder}: {why}: choose another place")
-
-
 def _codes(given: str) -> tuple[str, ...]:
     return tuple(code.strip() for code in given.split(","))
-
-
-def _put(content: str, out: Path | None) -> None:
-    if out is None:
-        print(content, end="")
-    else:
-        write_whole(out, content)
-        print(out)

@@ -1,15 +1,16 @@
-"""What a training run shows while it runs: a live line in a terminal, plain lines elsewhere."""
+"""What a training run or a study shows while it runs: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from residuum.study.run import Progress as StudyProgress
 from residuum.train.loop import Progress as Watcher
 
 
@@ -67,3 +68,27 @@ class Bar:
 def _figures(line: dict[str, Any]) -> str:
     held_out = f"held out {line['bits_per_byte']:.3f} bits/byte  " if "bits_per_byte" in line else ""
     return f"loss {line['loss']:.3f}  {held_out}{line['tokens_per_second']:,.0f} tokens/s"
+
+
+@contextmanager
+def studying(console: Console) -> Iterator[Callable[[StudyProgress], None]]:
+    """What to hand to a study: it is told of each finished cell."""
+    if not console.is_terminal:
+        yield lambda told: console.print(_cells(told), markup=False, highlight=False, soft_wrap=True)
+        return
+    columns = (BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda told: bar.update(task, total=told.total, completed=told.done, description=_cells(told))
+
+
+def _cells(told: StudyProgress) -> str:
+    newest = f"  {told.cell.label or told.cell.name}" if told.cell else ""
+    left = "" if told.seconds_left is None or told.done == told.total else f"  {_time(told.seconds_left)} left"
+    return f"cell {told.done:>{len(str(told.total))}}/{told.total}{newest}{left}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

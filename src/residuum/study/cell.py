@@ -36,13 +36,15 @@ class Cell:
     """One experiment, named "package.module:function", with its settings.
 
     The figures depend on experiment and settings alone (chance comes from a seed among them), so that cells can be run
-    in any order, anywhere. `cost` is an estimate in any unit, for the time left and for even shards.
+    in any order, anywhere. `cost` is an estimate in any unit, for the time left and for even shards; `label` says in a
+    few words which cell of its study it is.
     Raises `TypeError` or `ValueError` for settings that JSON does not hold.
     """
 
     experiment: str
     settings: dict[str, Any]
     cost: float = field(default=1.0, compare=False)
+    label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         # What the experiment is given is what the store will hold: lists for tuples, and no NaN.
