@@ -115,7 +115,7 @@ def _claims_in_markdown(judged: list[Judged]) -> str:
 def _print_claims(judged: list[Judged], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 1, 0), width=min(console.width, 100))
     table.add_column("claim", ratio=5)
-    table.add_column("outcome", ratio=2, min_width=len("does not hold"))
+    table.add_column("outcome", width=len("does not hold"))
     table.add_column("what was measured", ratio=5)
     for each in judged:
         table.add_row(f"{each.claim.id}\n{each.claim.statement}", each.said, each.sentence)
