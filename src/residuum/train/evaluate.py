@@ -50,6 +50,19 @@ def bigram_bits_per_byte(train: list[str], held_out: list[str]) -> float:
     return bits / size
 
 
+def unigram_bits_per_byte(train: list[str], held_out: list[str]) -> float:
+    """The same measure for a model that knows nothing but how frequent each byte is: what a network learns first."""
+    counts = np.ones(257)
+    for pairs in _pairs(train):
+        counts += np.bincount(pairs % 257, minlength=257)
+    cost = -np.log2(counts / counts.sum())
+    bits, size = 0.0, 0
+    for pairs in _pairs(held_out):
+        bits += float(cost[pairs % 257].sum())
+        size += len(pairs)
+    return bits / size
+
+
 def _pairs(documents: list[str]) -> Iterator[np.ndarray]:
     """Each pair of neighbouring bytes as one number, in chunks; 256 stands before and after a document."""
     chunk, size = [np.array([256])], 0

@@ -38,6 +38,14 @@ from residuum.train.text import Corpus, read_corpus
 from residuum.train.tokenizer import Tokenizer, Tokens, make_tokenizer, tokenize
 
 
+class Diverged(InputError):
+    """Loss, gradient or weights are not finite after `step` steps."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class Progress(Protocol):
     """What the loop tells whoever watches: each step as a line of metrics.jsonl, also where the file gets none."""
 
@@ -75,7 +83,7 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     batches = Batches(train_tokens, recipe.model.context, recipe.optim.batch_size, recipe.run.seed)
     bigram = bigram_bits_per_byte(corpus.train, corpus.held_out)
     progress.note(f"{len(train_tokens):,} training tokens; a byte bigram model needs {bigram:.3f} bits per byte")
-    model = _new_model(recipe, device)
+    model = new_model(recipe, device)
     progress.note(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}")
     training = _Training(folder, recipe, model, batches, held_out, tokenizer, device, progress)
     with folder.locked():
@@ -180,7 +188,7 @@ class _Training:
         imbalance (the mean over layers, 1 where it is none; None without experts), and the targets.
 
         By the explicit engine, if the step is `recorded`, also the parts of the gradient in the first pass.
-        Raises `InputError`, before anything is updated, where loss or norm is not finite.
+        Raises `Diverged`, before anything is updated, where loss or norm is not finite.
         """
         optim = self.recipe.optim
         self._seed(step)
@@ -228,17 +236,18 @@ class _Training:
             if not parameter.isfinite().all():
                 raise self._diverged(done, loss, norm, f"its update left {name} not finite")
 
-    def _diverged(self, done: int, loss: float, norm: float, found: str) -> InputError:
+    def _diverged(self, done: int, loss: float, norm: float, found: str) -> Diverged:
         optim, kept = self.recipe.optim, list_checkpoints(self.folder.checkpoints)
         saved = "no checkpoint was written before it"
         if kept:
             saved = f"{kept[-1].name} stays (residuum train --resume {self.folder.path} repeats what came after it)"
         lr = f"{optim.lr / 10:g}"
         low = f" --optim.min-lr {optim.lr / 100:g}" if float(lr) < optim.min_lr else ""
-        return InputError(
+        return Diverged(
             f"training diverged at step {done} (loss {loss:.3g}, gradient norm {norm:.3g}): {found}; {saved}; "
             f"start a new run with a lower optim.lr ({optim.lr:g}) or a longer optim.warmup ({optim.warmup}): "
-            f"residuum train {self.folder.recipe_file} --run.dir ANOTHER --optim.lr {lr}{low}"
+            f"residuum train {self.folder.recipe_file} --run.dir ANOTHER --optim.lr {lr}{low}",
+            done,
         )
 
     def _sample(self, step: int) -> str:
@@ -256,7 +265,8 @@ def _new_tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
     return make_tokenizer(recipe.data, corpus.train + corpus.held_out if every else corpus.train)
 
 
-def _new_model(recipe: Recipe, device: torch.device) -> Transformer:
+def new_model(recipe: Recipe, device: torch.device) -> Transformer:
+    """The model with its first weights, which the seed decides. Raises `InputError` if it takes too much memory."""
     torch.manual_seed(recipe.run.seed)
     try:
         return Transformer(recipe.model).to(device)

@@ -170,10 +170,15 @@ def load_recipe(name: str) -> Recipe:
     except RecursionError:
         raise InputError(f"recipe {path}: values are nested too deeply") from None
     content.pop("made_with", None)  # what a run's own recipe.toml says of versions and data
+    return recipe_from(content, f"recipe {path}")
+
+
+def recipe_from(content: dict[str, Any], where: str) -> Recipe:
+    """The recipe that nested sections and keys describe. Raises `InputError`, which begins with `where`."""
     try:
-        return _build(Recipe, content, f"recipe {path}", "")
+        return _build(Recipe, content, where, "")
     except OverflowError:
-        raise InputError(f"recipe {path}: a number has more digits than a float can hold") from None
+        raise InputError(f"{where}: a number has more digits than a float can hold") from None
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,12 @@ def read_corpus(config: DataConfig) -> Corpus:
 
 def _documents(config: DataConfig) -> tuple[list[tuple[str, str]], int]:
     if config.source == "stdlib":
-        return _files(Path(sysconfig.get_path("stdlib")), "*.py")
+        return _files(Path(sysconfig.get_path("stdlib")), ".py")
     if config.source == "stdlib-names":
         return [(name, name) for name in _names_of_stdlib()], 0
     path = Path(os.path.expanduser(config.source))  # noqa: PTH111 - Path.expanduser raises for a user who is not there
     if path.is_dir():
-        return _files(path, "*")
+        return _files(path, "")
     if path.exists() and not path.is_file():
         raise InputError(f"data.source = '{config.source}' is no regular file: give stdlib, a file or a folder")
     try:
@@ -82,11 +83,10 @@ def _documents(config: DataConfig) -> tuple[list[tuple[str, str]], int]:
     return [(part, part) for part in parts], 0
 
 
-def _files(folder: Path, pattern: str) -> tuple[list[tuple[str, str]], int]:
+def _files(folder: Path, suffix: str) -> tuple[list[tuple[str, str]], int]:
     documents, skipped = [], 0
-    for path in sorted(folder.rglob(pattern)):
-        inside = path.relative_to(folder)
-        if not path.is_file() or "site-packages" in inside.parts or any(part.startswith(".") for part in inside.parts):
+    for path in sorted(_walk(folder, suffix)):
+        if not path.is_file():
             continue
         try:
             text = path.read_bytes().decode("utf-8")
@@ -94,13 +94,20 @@ def _files(folder: Path, pattern: str) -> tuple[list[tuple[str, str]], int]:
             skipped += 1
             continue
         if text:
-            documents.append((inside.as_posix(), text))
+            documents.append((path.relative_to(folder).as_posix(), text))
     return documents, skipped
+
+
+def _walk(folder: Path, suffix: str) -> Iterator[Path]:
+    """Not even looks into site-packages, which may hold many times what is wanted, or what is hidden."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "site-packages" and not name.startswith(".")]
+        yield from (Path(place, name) for name in names if name.endswith(suffix) and not name.startswith("."))
 
 
 def _names_of_stdlib() -> list[str]:
     """Every lower-case name of 3 to 12 letters that the standard library defines or calls: a small text of words."""
-    documents, _ = _files(Path(sysconfig.get_path("stdlib")), "*.py")
+    documents, _ = _files(Path(sysconfig.get_path("stdlib")), ".py")
     definition = re.compile(r"(?:\bdef |\bclass |\.|^[ \t]*)([a-z]{3,12})(?= *[=(:])", re.MULTILINE)
     found = {name for _, text in documents for name in definition.findall(text)}
     return sorted(found)
