@@ -7,10 +7,8 @@ from typing import Any
 
 import altair as alt
 
+from residuum.audit.page import BRANCH, IDENTITY, STATE, finished
 from residuum.stream import Measured
-
-# Told apart by the colour-blind too, on white and on black alike.
-IDENTITY, BRANCH, STATE, FINDING = "#2F7FD0", "#E07B00", "#8A8F98", "#D1344B"
 
 # Of more connections than this neither points nor ticks are drawn one by one.
 CROWDED = 60
@@ -26,7 +24,7 @@ def stream_charts(measured: list[Measured]) -> list[dict[str, Any]]:
     carrying = [row for row in rows if row["identity"] is not None and row["gradient"] is not None]
     if carrying:
         charts += [_gradient(carrying), _paths(carrying)]
-    return [_finish(chart) for chart in charts]
+    return [finished(chart) for chart in charts]
 
 
 def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -67,7 +65,7 @@ def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
                 x=alt.XValue("width"), y="bits:Q", text="name:N"
             )
         )
-    return _finish(alt.layer(*layers).properties(title=title))
+    return finished(alt.layer(*layers).properties(title=title))
 
 
 def parts_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -114,7 +112,7 @@ def parts_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
         layers.append(
             alt.Chart(alt.Data(values=new)).mark_point(filled=True, size=40).encode(*encoding, tooltip=tooltip)
         )
-    return {**_finish(alt.layer(*layers).properties(title=title)), "steps": list(shown)}
+    return {**finished(alt.layer(*layers).properties(title=title)), "steps": list(shown)}
 
 
 def _identity_share(parts: list[list[float | None]]) -> float:
@@ -247,24 +245,6 @@ def _bars(rows: list[dict[str, Any]]) -> alt.X:
     shown = [row["connection"] for row in rows[:: math.ceil(len(rows) / CROWDED)]]
     axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=6, values=shown)
     return alt.X("connection:O", title="connection, in order of depth", axis=axis)
-
-
-def _finish(chart: Any) -> dict[str, Any]:
-    """Colours that follow the page's own, so that one chart serves light and dark; width that follows the screen's."""
-    spec = chart.properties(width="container", height=210).to_dict()
-    title = spec.pop("title")
-    spec["config"] = {
-        "background": "transparent",
-        "font": "system-ui, sans-serif",
-        "view": {"stroke": None},
-        "axis": {
-            "labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "currentColor",
-            "gridOpacity": 0.12, "domainColor": "currentColor", "domainOpacity": 0.4, "tickColor": "currentColor",
-            "tickOpacity": 0.4, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
-        },
-        "legend": {"labelColor": "currentColor", "labelFontSize": 12, "symbolType": "circle"},
-    }  # fmt: skip
-    return {"title": title, "spec": spec}
 
 
 def _number(value: float) -> float | None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import vl_convert
-
 from residuum.audit.audit import STRUCTURE_ONLY, Audit, counted
-from residuum.audit.charts import BRANCH, FINDING, IDENTITY, STATE, stream_charts
+from residuum.audit.charts import stream_charts
+from residuum.audit.page import drawn, page_environment
 from residuum.audit.paths import shorten
 from residuum.audit.rows import Row, fold, index_of, name_of, span
 
@@ -41,9 +37,7 @@ def render_page(
 
     `parts` is a chart of both parts of the gradient as the run measured them.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment(Path(__file__).parent)
     environment.filters["shorten"] = shorten
     environment.filters["number"] = lambda value: f"{value:.3g}"
     environment.filters.update(name_of=name_of, index_of=index_of, span=span)
@@ -65,16 +59,5 @@ def render_page(
         facts=facts or [],
         sample=sample,
         sections=sections,
-        specs={f"chart-{i}": chart["spec"] for i, chart in enumerate(charts)},
-        numbered={id(chart): f"chart-{i}" for i, chart in enumerate(charts)},
-        vega=_vega() if charts else "",
-        colours={"identity": IDENTITY, "branch": BRANCH, "state": STATE, "finding": FINDING},
-        version=version("residuum"),
-        id=id,
+        **drawn(charts),
     )
-
-
-@cache
-def _vega() -> str:
-    """The program that draws the charts; making it takes seconds."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

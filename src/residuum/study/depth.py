@@ -8,7 +8,7 @@ from typing import Any
 
 from residuum.errors import InputError
 from residuum.model import ModelConfig
-from residuum.model.residual import residual_named
+from residuum.model.residual import REGISTRY, residual_named
 from residuum.study.cell import Cell
 from residuum.study.launch import Launch, locally
 from residuum.study.run import Progress, run
@@ -17,6 +17,9 @@ from residuum.study.store import Store
 from residuum.study.training import engine_for, training_cell
 from residuum.train import Recipe
 from residuum.train.recipe import DataConfig, OptimConfig, RunConfig
+
+# Of every model: sequences in a step, bytes in a sequence, width of a head.
+BATCH, CONTEXT, HEAD = 8, 64, 16
 
 # What `trainable` compares with.
 REFERENCE, REFERENCE_LAYERS = "pre", 2
@@ -57,24 +60,25 @@ class Grid:
             )
         if self.steps < 10:
             raise InputError(f"--steps is {self.steps}: give at least 10")
-        if self.d_model % 16:
-            raise InputError(f"--d-model is {self.d_model}: give a multiple of 16, the width of a head")
+        if self.d_model < HEAD or self.d_model % HEAD:
+            raise InputError(f"--d-model is {self.d_model}: give a multiple of {HEAD}, the width of a head")
         for depth in self.depths:
             self.recipe(self.connections[0], depth, False, 0)  # its own checks
 
     def recipe(self, connection: str, n_layers: int, warmup: bool, seed: int) -> Recipe:
         """The training of one cell."""
-        steps = self.steps
+        steps, heads = self.steps, self.d_model // HEAD
+        every, warm = -(-steps // 5), round(WARMUP * steps) if warmup else 0
         return Recipe(
             RunConfig(
-                steps=steps, seed=seed, log_every=max(1, steps // 100), eval_every=-(-steps // 5), eval_tokens=8192,
-                sample_tokens=0, checkpoint_every=-(-steps // 5), keep_checkpoints=1, precision="float32",
+                steps=steps, seed=seed, log_every=max(1, steps // 100), eval_every=every, eval_tokens=8192,
+                sample_tokens=0, checkpoint_every=every, keep_checkpoints=1, precision="float32",
             ),
             DataConfig(source=self.source, max_bytes=2_000_000),
             ModelConfig(
-                context=64, d_model=self.d_model, n_heads=self.d_model // 16, n_layers=n_layers, residual=connection
+                context=CONTEXT, d_model=self.d_model, n_heads=heads, n_layers=n_layers, residual=connection
             ),
-            OptimConfig(batch_size=8, lr=self.lr, min_lr=self.lr / 10, warmup=round(WARMUP * steps) if warmup else 0),
+            OptimConfig(batch_size=BATCH, lr=self.lr, min_lr=self.lr / 10, warmup=warm),
             engine=engine_for(connection),
         )  # fmt: skip
 
@@ -97,6 +101,11 @@ class Grid:
 def quick_grid() -> Grid:
     """The two placements and the control, to a depth that tells them apart: a few minutes on two cores."""
     return Grid(("pre", "post", "none"), (2, 8, 24))
+
+
+def full_grid() -> Grid:
+    """Every connection there is, with more steps: hours, and a study that is stopped goes on."""
+    return Grid(tuple(sorted(REGISTRY)), (2, 8, 24), steps=1000)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,190 @@
+"""The charts of a depth study. One idea each; the title says what was found."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import altair as alt
+
+from residuum.audit.page import FINDING, IDENTITY, STATE, finished
+from residuum.study.depth import Depths, Row
+
+# Eight that the colour-blind tell apart (Okabe, Ito 2008, https://jfly.uni-koeln.de/color/), lightened or darkened
+# where white or black paper would swallow them; a ninth line takes the first again, with the next dash.
+COLOURS = ("#2F7FD0", "#E07B00", "#2A9D78", "#C55A9A", "#8A8F98", "#56B4E9", "#B39B00", "#D1344B")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
+
+
+def depth_charts(study: Depths) -> list[dict[str, Any]]:
+    """Trainable or not, loss by depth, and gradient and variance by layer at the first weights of the deepest."""
+    charts = []
+    for warmup in (True, False):
+        rows = [row for row in study.rows if row.warmup is warmup]
+        if study.reference_gain is not None:
+            charts.append(_map(study, rows))
+        charts.append(_loss(study, rows))
+    deepest = [row for row in study.rows if row.n_layers == max(study.grid.depths) and row.warmup and row.at_start]
+    if deepest:
+        charts += [
+            _by_layer(study, deepest, "state_gradient", "norm of the gradient", "gradient"),
+            _by_layer(study, deepest, "state_variance", "variance of the state's entries", "stream variance"),
+        ]
+    return charts
+
+
+def _map(study: Depths, rows: list[Row]) -> dict[str, Any]:
+    values: list[dict[str, Any]] = [
+        {
+            "connection": row.connection,
+            "layers": row.n_layers,
+            "trained": row.trained,
+            "said": row.said,
+            "share": f"{row.trained}/{row.seeds}",
+            "verdict": _verdict(row),
+        }
+        for row in rows
+        if row.finished == row.seeds
+    ]
+    trains = sum(value["verdict"] == "trainable" for value in values)
+    how = "with" if rows[0].warmup else "without"
+    colours = alt.Scale(domain=["trainable", "some seeds", "not trainable"], range=[IDENTITY, STATE, FINDING])
+    base = alt.Chart(alt.Data(values=values)).encode(
+        _depths("layers:O", labelAngle=0),
+        alt.Y("connection:N", title=None, sort=study.names),
+        tooltip=["connection:N", "layers:O", "said:N"],
+    )
+    cells = base.mark_rect(stroke="currentColor", strokeOpacity=0.15).encode(
+        alt.Color("verdict:N", scale=colours, legend=alt.Legend(title=None, orient="top", symbolType="square"))
+    )
+    texts = base.mark_text(color="white", fontSize=11, fontWeight="bold").encode(text="share:N")
+    title = f"{how} warm-up, {trains} of {len(values)} train (seeds that did, of all)"
+    chart = alt.layer(cells, texts).properties(title=title)
+    return finished(chart, height=max(90, 24 * len(study.names)))
+
+
+def _verdict(row: Row) -> str:
+    return "trainable" if row.trained == row.seeds else "some seeds" if row.trained else "not trainable"
+
+
+def _loss(study: Depths, rows: list[Row]) -> dict[str, Any]:
+    values: list[dict[str, Any]] = [
+        {
+            "connection": row.connection,
+            "layers": row.n_layers,
+            "bits": row.bits.mean,
+            "low": row.bits.mean - (row.bits.half or 0),
+            "high": row.bits.mean + (row.bits.half or 0),
+        }
+        for row in rows
+        if row.bits is not None
+    ]
+    how = "with" if rows[0].warmup else "without"
+    most = max(study.grid.depths)
+    deepest = [value for value in values if value["layers"] == most]
+    title = f"nothing finished at {most} layers {how} warm-up"
+    if deepest:
+        best = min(deepest, key=lambda value: value["bits"])
+        title = f"{how} warm-up, {best['connection']} is best at {most} layers: {best['bits']:.2f} bits per byte"
+    base = alt.Chart(alt.Data(values=values)).encode(
+        _depths("layers:O", labelAngle=0), **_lines(study), tooltip=["connection:N", "layers:O", _short("bits")]
+    )
+    y = alt.Y("bits:Q", title="held-out bits per byte", scale=alt.Scale(zero=False))
+    layers = [
+        base.mark_errorbar(thickness=2).encode(
+            alt.Y("low:Q", title="held-out bits per byte", scale=alt.Scale(zero=False)), alt.Y2("high:Q")
+        ),
+        base.mark_line().encode(y, strokeDash=_dash(study)),
+        base.mark_point(filled=True, size=40, opacity=1).encode(y),
+    ]
+    if study.unigram is not None:
+        rule = alt.Chart(alt.Data(values=[{"bits": study.unigram, "name": "byte frequencies alone"}]))
+        layers.append(rule.mark_rule(strokeDash=[4, 4], color=STATE).encode(y="bits:Q"))
+        layers.append(
+            rule.mark_text(align="right", baseline="bottom", dy=-3, color="currentColor").encode(
+                x=alt.XValue("width"), y="bits:Q", text="name:N"
+            )
+        )
+    return finished(alt.layer(*layers).properties(title=title), height=240)
+
+
+def _by_layer(study: Depths, rows: list[Row], key: str, axis: str, what: str) -> dict[str, Any]:
+    """The geometric mean over seeds, as a line over the layers, on a logarithmic axis."""
+    values: list[dict[str, Any]] = []
+    spans: dict[str, float] = {}
+    for row in rows:
+        places = zip(*(start[key] for start in row.at_start), strict=True)
+        means = [_geometric(place) for place in places]
+        found = [(layer, value) for layer, value in enumerate(means) if value is not None]
+        values += [{"connection": row.connection, "layer": layer, "value": value} for layer, value in found]
+        if found and found[0][0] == 0:
+            spans[row.connection] = found[-1][1] / found[0][1]
+        else:
+            spans[row.connection] = math.inf
+    n_layers = max(study.grid.depths)
+    worst = max(spans, key=lambda name: _size(spans[name]))
+    change = spans[worst]
+    across = f"{n_layers} layers"
+    if what == "gradient":
+        if math.isfinite(change):
+            title = f"before training, {worst}'s gradient arrives {_times(1 / change)} after {across}"
+        else:
+            title = f"before training, none of {worst}'s gradient arrives after {across}"
+    elif math.isfinite(change):
+        title = f"before training, {worst}'s stream variance ends {_times(change)} after {across}"
+    else:
+        title = f"before training, {worst}'s stream is zero or not finite"
+    positive = [value["value"] for value in values]
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    each = max(1, math.ceil((high - low) / 6))
+    ticks = [10.0**power for power in range(low, high + 1, each)]
+    scale = alt.Scale(type="log", domain=[10.0**low, 10.0 ** max(high, low + 1)])
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_line()
+        .encode(
+            alt.X("layer:Q", title="layer (0: the embedding)", axis=alt.Axis(tickMinStep=1, format="d")),
+            alt.Y("value:Q", title=axis, scale=scale, axis=alt.Axis(format=".0e", values=ticks)),
+            **_lines(study),
+            strokeDash=_dash(study),
+            tooltip=["connection:N", "layer:Q", alt.Tooltip("value:Q", format=".3g")],
+        )
+        .properties(title=title)
+    )
+    return finished(chart, height=240)
+
+
+def _geometric(values: tuple[float | None, ...]) -> float | None:
+    """None where one is zero or not finite: a logarithmic axis has no place for it."""
+    if any(value is None or value <= 0 for value in values):
+        return None
+    return math.exp(sum(math.log(value) for value in values if value) / len(values))
+
+
+def _size(change: float) -> float:
+    return abs(math.log(change)) if 0 < change < math.inf else math.inf
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2g} times as large" if 0.01 <= factor < 1e4 else f"{factor:.0e} times as large"
+
+
+def _depths(field: str, **axis: Any) -> alt.X:
+    return alt.X(field, title="layers", axis=alt.Axis(**axis))
+
+
+def _short(field: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", format=".3f")
+
+
+def _lines(study: Depths) -> dict[str, Any]:
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(study.names))]
+    legend = alt.Legend(title=None, orient="top", columns=4 if len(study.names) > 4 else 0, symbolType="stroke")
+    return {"color": alt.Color("connection:N", scale=alt.Scale(domain=study.names, range=colours), legend=legend)}
+
+
+def _dash(study: Depths) -> alt.StrokeDash:
+    """The same for the first eight: a line of one colour and dash is one connection."""
+    dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(study.names))]
+    legend = None if len(study.names) <= len(COLOURS) else alt.Legend(title=None, orient="top", columns=4)
+    return alt.StrokeDash("connection:N", scale=alt.Scale(domain=study.names, range=dashes), legend=legend)
