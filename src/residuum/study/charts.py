@@ -18,12 +18,9 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
 
 def depth_charts(study: Depths) -> list[dict[str, Any]]:
     """Trainable or not, loss by depth, and gradient and variance by layer at the first weights of the deepest."""
-    charts = []
-    for warmup in (True, False):
-        rows = [row for row in study.rows if row.warmup is warmup]
-        if study.reference_gain is not None:
-            charts.append(_map(study, rows))
-        charts.append(_loss(study, rows))
+    halves = [[row for row in study.rows if row.warmup is warmup] for warmup in (True, False)]
+    charts = [_map(study, rows) for rows in halves if study.reference_gain is not None]
+    charts += [_loss(study, rows) for rows in halves]
     deepest = [row for row in study.rows if row.n_layers == max(study.grid.depths) and row.warmup and row.at_start]
     if deepest:
         charts += [
@@ -89,11 +86,10 @@ def _loss(study: Depths, rows: list[Row]) -> dict[str, Any]:
     base = alt.Chart(alt.Data(values=values)).encode(
         _depths("layers:O", labelAngle=0), **_lines(study), tooltip=["connection:N", "layers:O", _short("bits")]
     )
-    y = alt.Y("bits:Q", title="held-out bits per byte", scale=alt.Scale(zero=False))
+    axis, scale = _bits_axis(study, values)
+    y = alt.Y("bits:Q", title=axis, scale=scale)
     layers = [
-        base.mark_errorbar(thickness=2).encode(
-            alt.Y("low:Q", title="held-out bits per byte", scale=alt.Scale(zero=False)), alt.Y2("high:Q")
-        ),
+        base.mark_errorbar(thickness=2).encode(alt.Y("low:Q", title=axis, scale=scale), alt.Y2("high:Q")),
         base.mark_line().encode(y, strokeDash=_dash(study)),
         base.mark_point(filled=True, size=40, opacity=1).encode(y),
     ]
@@ -108,32 +104,31 @@ def _loss(study: Depths, rows: list[Row]) -> dict[str, Any]:
     return finished(alt.layer(*layers).properties(title=title), height=240)
 
 
+def _bits_axis(study: Depths, values: list[dict[str, Any]]) -> tuple[str, alt.Scale]:
+    """A dead network needs 8 bits per byte, and would press all others into one line: the axis ends before that."""
+    if study.unigram is None or not values:
+        return "held-out bits per byte", alt.Scale(zero=False)
+    low = min(value["low"] for value in values)
+    top = study.unigram + max(0.5 * (study.unigram - low), 0.1)
+    beyond = any(value["high"] > top for value in values)
+    title = f"held-out bits per byte{f' (what is above {top:.1f} at the edge)' if beyond else ''}"
+    return title, alt.Scale(domain=[min(low, study.unigram), top], clamp=True, nice=False)
+
+
 def _by_layer(study: Depths, rows: list[Row], key: str, axis: str, what: str) -> dict[str, Any]:
     """The geometric mean over seeds, as a line over the layers, on a logarithmic axis."""
-    values: list[dict[str, Any]] = []
-    spans: dict[str, float] = {}
-    for row in rows:
-        places = zip(*(start[key] for start in row.at_start), strict=True)
-        means = [_geometric(place) for place in places]
-        found = [(layer, value) for layer, value in enumerate(means) if value is not None]
-        values += [{"connection": row.connection, "layer": layer, "value": value} for layer, value in found]
-        if found and found[0][0] == 0:
-            spans[row.connection] = found[-1][1] / found[0][1]
-        else:
-            spans[row.connection] = math.inf
-    n_layers = max(study.grid.depths)
-    worst = max(spans, key=lambda name: _size(spans[name]))
-    change = spans[worst]
-    across = f"{n_layers} layers"
-    if what == "gradient":
-        if math.isfinite(change):
-            title = f"before training, {worst}'s gradient arrives {_times(1 / change)} after {across}"
-        else:
-            title = f"before training, none of {worst}'s gradient arrives after {across}"
-    elif math.isfinite(change):
-        title = f"before training, {worst}'s stream variance ends {_times(change)} after {across}"
-    else:
-        title = f"before training, {worst}'s stream is zero or not finite"
+    means = {
+        row.connection: [_geometric(place) for place in zip(*(start[key] for start in row.at_start), strict=True)]
+        for row in rows
+    }
+    values: list[dict[str, Any]] = [
+        {"connection": name, "layer": layer, "value": value}
+        for name, places in means.items()
+        for layer, value in enumerate(places)
+        if value is not None
+    ]
+    # Read in the direction in which it flows: the stream upwards, the gradient downwards.
+    title = _most_changed({n: each[::-1] if what == "gradient" else each for n, each in means.items()}, what)
     positive = [value["value"] for value in values]
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     each = max(1, math.ceil((high - low) / 6))
@@ -161,12 +156,16 @@ def _geometric(values: tuple[float | None, ...]) -> float | None:
     return math.exp(sum(math.log(value) for value in values if value) / len(values))
 
 
-def _size(change: float) -> float:
-    return abs(math.log(change)) if 0 < change < math.inf else math.inf
-
-
-def _times(factor: float) -> str:
-    return f"{factor:.2g} times as large" if 0.01 <= factor < 1e4 else f"{factor:.0e} times as large"
+def _most_changed(ways: dict[str, list[float | None]], what: str) -> str:
+    """What becomes of the connection that loses or changes most on its way through all layers."""
+    reach = {name: way.index(None) if None in way else len(way) for name, way in ways.items()}
+    layers = len(next(iter(ways.values()))) - 1
+    first = min(reach, key=lambda name: reach[name])
+    if reach[first] <= layers:
+        return f"before training, {first}'s {what} is lost after {reach[first]} of {layers} layers"
+    changes = {name: way[-1] / way[0] for name, way in ways.items() if way[0] and way[-1]}
+    most = max(changes, key=lambda name: abs(math.log(changes[name])))
+    return f"before training, {most}'s {what} changes most: by a factor of {changes[most]:.2g} over {layers} layers"
 
 
 def _depths(field: str, **axis: Any) -> alt.X:

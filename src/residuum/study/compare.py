@@ -124,9 +124,9 @@ class Comparison:
         lines += [f"| seed | {self.a} | {self.b} | {self.a} − {self.b} |", "|---|---|---|---|"]
         return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in self.rows())]) + "\n"
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
+    def rows(self) -> list[tuple[str, ...]]:
         """Seed, A, B and their difference, then the means."""
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for seed, x, y in zip(self.seeds, *self.bits, strict=True):
             difference = "–" if x is None or y is None else f"{x - y:+.3f}"
             rows.append((str(seed), *("–" if value is None else f"{value:.3f}" for value in (x, y)), difference))
@@ -184,7 +184,7 @@ def _cell(recipe: Recipe, name: str, seed: int) -> Cell:
     run = dataclasses.replace(
         recipe.run,
         seed=seed,
-        log_every=max(1, steps // 100),
+        log_every=max(1, steps // 50),
         eval_every=-(-steps // EVALUATIONS),
         checkpoint_every=-(-steps // EVALUATIONS),
         keep_checkpoints=1,

@@ -71,7 +71,7 @@ class Grid:
         every, warm = -(-steps // 5), round(WARMUP * steps) if warmup else 0
         return Recipe(
             RunConfig(
-                steps=steps, seed=seed, log_every=max(1, steps // 100), eval_every=every, eval_tokens=8192,
+                steps=steps, seed=seed, log_every=max(1, steps // 50), eval_every=every, eval_tokens=8192,
                 sample_tokens=0, checkpoint_every=every, keep_checkpoints=1, precision="float32",
             ),
             DataConfig(source=self.source, max_bytes=2_000_000),
@@ -175,14 +175,24 @@ class Depths:
             return f"{self.missing} cells are not finished yet"
         if self.skipped:
             return self.skipped
-        trains = [row for row in self.rows if row.said == "trainable"]
-        deepest = {name: max((r.n_layers for r in trains if r.connection == name), default=0) for name in self.names}
-        said = []
-        for most in sorted(set(deepest.values()), reverse=True):
-            names = [name for name in self.names if deepest[name] == most]
-            verb = "trains" if len(names) == 1 else "train"
-            said.append(f"{_listed(names)} {verb} " + (f"up to {most} layers" if most else "at no depth"))
-        return "; ".join(said)
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            found.setdefault(self._reach(name), []).append(name)
+        return "; ".join(
+            f"{_listed(names)} {'trains' if len(names) == 1 else 'train'} {reach}" for reach, names in found.items()
+        )
+
+    def _reach(self, name: str) -> str:
+        """To which depth a connection trains, in words."""
+        trains = [row for row in self.rows if row.connection == name and row.said == "trainable"]
+        most = [max((row.n_layers for row in trains if row.warmup is warmup), default=0) for warmup in (True, False)]
+        if most[0] == most[1]:
+            return f"up to {most[0]} layers" if most[0] else "at no depth"
+        said = [
+            f"{how} warm-up {f'up to {depth} layers' if depth else 'at no depth'}"
+            for how, depth in zip(("with", "without"), most, strict=True)
+        ]
+        return ", ".join(said)
 
     @property
     def names(self) -> list[str]:

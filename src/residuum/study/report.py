@@ -55,6 +55,7 @@ def to_html(study: Depths) -> str:
         .render(
             study=study,
             facts=facts(study),
+            gain_of=gain_of,
             charts=charts,
             least=LEAST_SHARE,
             reference=REFERENCE,
@@ -81,9 +82,14 @@ def cells_of(row: Row) -> tuple[str, ...]:
         "yes" if row.warmup else "no",
         "–" if row.bits is None else str(row.bits),
         "–" if row.loss is None else str(row.loss),
-        "–" if row.gain is None else f"{row.gain:.0%}",
+        gain_of(row),
         row.said + diverged,
     )
+
+
+def gain_of(row: Row) -> str:
+    """As a share of the reference's; how far below zero is no matter."""
+    return "–" if row.gain is None else f"{row.gain:.0%}" if row.gain >= 0 else "below 0"
 
 
 def facts(study: Depths) -> list[str]:
