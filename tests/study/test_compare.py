@@ -47,6 +47,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
             "bits_per_byte": None if diverged else end,
             "held_out": [[steps // 2, end + 1], [steps, end]],
             "diverged_at": 5 if diverged else None,
+            "unigram_bits_per_byte": 4.5 if settings["model"]["n_layers"] == 8 else 1.0,
             "tokens_per_second": 1000.0 if post else 2000.0,
         }
 
@@ -67,6 +68,8 @@ def test_what_cannot_be_judged_says_why(pretend: None, tmp_path: Path) -> None:
     store = Store(tmp_path)
     half = compare("pre", "post", store, shard=(1, 2))
     assert half.verdict == "not judged: 3 cells are not finished" and half.difference is None
+    little = compare("pre", "post", store, n_layers=2).verdict
+    assert little.endswith("; neither has learned more than byte frequencies (1.00) yet: give more --steps")
     diverged = compare("pre", "post", store, n_layers=3)
     assert diverged.verdict == "not judged: post diverged with 1 of 3 seeds" and diverged.time is None
     assert ("1", "4.000", "–", "–") in diverged.rows()

@@ -147,7 +147,7 @@ def test_the_charts_say_what_was_found(pretend: Callable[[Bits], None], tmp_path
         "before training, pre's gradient changes most: by a factor of 1e-08 over 8 layers",
         "before training, none's stream variance is lost after 3 of 8 layers",
     ]
-    assert "what is above 5.0 at the edge" in json.dumps(depth_charts(study)[2]["spec"])
+    assert "(top: 5.0 or more)" in json.dumps(depth_charts(study)[2]["spec"])
     page = to_html(study)
     assert page.count('class="chart"') == len(titles) and "http://" not in page.split("<script>")[0]
 

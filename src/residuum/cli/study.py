@@ -109,11 +109,11 @@ class CompareOptions(Common):
     models: Annotated[tuple[str, str], tyro.conf.Positional, tyro.conf.arg(metavar="A B", help_behavior_hint="")]
     """Two residual connections by name, or two recipes: a built-in one's name or a TOML file."""
     quick: bool = False
-    """100 steps, where --steps says nothing else."""
+    """300 steps, where --steps says nothing else."""
     n_layers: int | None = None
     """Layers of both. None: a recipe's own; 8 for connections."""
     steps: int | None = None
-    """Steps of both. None: a recipe's own; 300 for connections."""
+    """Steps of both. None: a recipe's own; 1000 for connections."""
     seeds: int = 3
     """Seeds of each, at least 3."""
 
@@ -175,7 +175,7 @@ def _numbers(flag: str, given: str) -> tuple[int, ...]:
 
 def _compare(args: list[str]) -> None:
     options = parse(CompareOptions, args, "study compare")
-    steps = 100 if options.quick and options.steps is None else options.steps
+    steps = 300 if options.quick and options.steps is None else options.steps
     with options.how() as how:
         found = compare(*options.models, n_layers=options.n_layers, steps=steps, seeds=options.seeds, **how)
     if options.format == "json":

@@ -111,7 +111,7 @@ def _bits_axis(study: Depths, values: list[dict[str, Any]]) -> tuple[str, alt.Sc
     low = min(value["low"] for value in values)
     top = study.unigram + max(0.5 * (study.unigram - low), 0.1)
     beyond = any(value["high"] > top for value in values)
-    title = f"held-out bits per byte{f' (what is above {top:.1f} at the edge)' if beyond else ''}"
+    title = f"held-out bits per byte{f' (top: {top:.1f} or more)' if beyond else ''}"
     return title, alt.Scale(domain=[min(low, study.unigram), top], clamp=True, nice=False)
 
 

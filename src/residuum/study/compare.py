@@ -33,7 +33,7 @@ def recipes(a: str, b: str, n_layers: int | None = None, steps: int | None = Non
     """
     kinds = [name in REGISTRY for name in (a, b)]
     if all(kinds):
-        layers, steps = 8 if n_layers is None else n_layers, 300 if steps is None else steps
+        layers, steps = 8 if n_layers is None else n_layers, 1000 if steps is None else steps
         one, other = (Grid((name,), (layers,), steps=steps).recipe(name, layers, True, 0) for name in (a, b))
     elif any(kinds):
         raise InputError(
@@ -79,6 +79,7 @@ class Comparison:
     difference: Interval | None = None
     at_equal_time: Interval | None = None
     seconds_per_step: tuple[float, float] | None = None
+    unigram: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -92,13 +93,16 @@ class Comparison:
         ]
         if fails or self.difference is None:
             return "not judged: " + " and ".join(fails)
+        little = ""
+        if self.unigram is not None and all(value >= self.unigram for row in self.bits for value in row if value):
+            little = f"; neither has learned more than byte frequencies ({self.unigram:.2f}) yet: give more --steps"
         mean, half, n = self.difference.mean, self.difference.half or 0.0, self.difference.n
         if not self.difference.excludes_zero:
             return (
                 f"no difference seen: {mean:+.3f} ± {half:.3f} bits per byte over {n} seeds, and the interval holds 0"
             )
         lower = self.a if mean < 0 else self.b
-        return f"{lower} is lower by {abs(mean):.3f} ± {half:.3f} bits per byte over {n} seeds"
+        return f"{lower} is lower by {abs(mean):.3f} ± {half:.3f} bits per byte over {n} seeds" + little
 
     @property
     def time(self) -> str | None:
@@ -166,16 +170,17 @@ def compare(
     )
     if any(len(row) < seeds for row in sound):
         return found
-    found = dataclasses.replace(found, difference=paired(*sound))
+    unigram = finished[0][0].figures["unigram_bits_per_byte"]
+    found = dataclasses.replace(found, difference=paired(*sound), unigram=unigram)
     if len({result.made_with["cpu"] for row in finished for result in row}) > 1:
         return found  # their times cannot be compared
     seconds = [[_seconds(each.figures, recipe) for each in row] for row, recipe in zip(finished, both, strict=True)]
     figures = [[each.figures for each in row] for row in finished]
-    pairs = zip(zip(*figures, strict=True), zip(*seconds, strict=True), strict=True)
+    medians = _median(seconds[0]), _median(seconds[1])
     return dataclasses.replace(
         found,
-        at_equal_time=interval([_at_equal_time(pair, times, total) for pair, times in pairs]),
-        seconds_per_step=(_median(seconds[0]), _median(seconds[1])),
+        at_equal_time=interval([_at_equal_time(pair, medians, total) for pair in zip(*figures, strict=True)]),
+        seconds_per_step=medians,
     )
 
 
