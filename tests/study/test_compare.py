@@ -98,7 +98,7 @@ def test_real_recipes(text_folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     for name, width in (("narrow", 8), ("wide", 32)):
         (tmp_path / f"{name}.toml").write_text(RECIPE.format(steps=20, source=text_folder, width=width))
     a, b = str(tmp_path / "narrow.toml"), str(tmp_path / "wide.toml")
-    store = ["--store", str(tmp_path / "store")]
+    store = ["--store", str(tmp_path / "store"), "--workers", "1"]
     assert main(["study", "compare", a, b, *store, "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["schema"] == "residuum.study.compare/1" and report["steps"] == 20

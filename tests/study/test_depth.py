@@ -177,7 +177,7 @@ def real(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     for file in text_folder.iterdir():
         (text / file.name).write_text(file.read_text())
     args = ["--connections", "pre,none", "--depths", "2,3", "--steps", "10", "--d-model", "16", "--lr", "3e-2"]
-    out = ["--store", str(folder / "store"), "--format", "json", "--out", str(folder / "out.json")]
+    out = ["--workers", "1", "--store", str(folder / "store"), "--format", "json", "--out", str(folder / "out.json")]
     assert main(["study", "depth", *args, "--source", str(text), *out]) == 0
     return folder, Grid(("pre", "none"), (2, 3), steps=10, d_model=16, lr=3e-2, source=str(text))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from residuum.errors import InputError
 from residuum.study.cell import Cell
-from residuum.study.launch import LAUNCHERS
+from residuum.study.launch import launcher
 from residuum.study.run import run
 from residuum.study.store import Store
 
@@ -76,7 +77,7 @@ def test_every_cell_becomes_a_job_that_writes_to_the_store(
     monkeypatch.chdir(tmp_path)
     store, seen = Store("shared"), []
     run(CELLS[:1], store)
-    run(CELLS, store, seen.append, launch=LAUNCHERS[name])
+    run(CELLS, store, seen.append, launch=launcher(name))
     assert [store.figures(cell) for cell in CELLS] == [{"y": 0}, {"y": 1}, {"y": 4}]
     assert [p.cell and p.cell.settings["x"] for p in seen] == [None, 2, 1]  # as they were finished
     if name == "ray":
@@ -84,7 +85,7 @@ def test_every_cell_becomes_a_job_that_writes_to_the_store(
     else:
         folder = tmp_path / "shared" / "slurm"
         assert fake.asked == {"folder": folder, "cluster": "slurm", "name": "residuum", "timeout_min": 60}
-    run(CELLS, store, launch=LAUNCHERS[name])  # nothing is left to launch
+    run(CELLS, store, launch=launcher(name))  # nothing is left to launch
 
 
 @pytest.mark.parametrize("name", FAKES)
@@ -94,14 +95,14 @@ def test_what_a_job_complains_of_is_said(name: str, tmp_path: Path, monkeypatch:
     run(CELLS[:1], store)
     store.file(CELLS[0]).write_text("{}")
     with pytest.raises(InputError, match="is damaged"):
-        list(LAUNCHERS[name](CELLS[:1], store))
+        list(launcher(name)(CELLS[:1], store))
 
 
 @pytest.mark.parametrize("name", FAKES)
 def test_a_store_that_is_not_shared_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, name, lambda function, folder, *args: function(str(tmp_path / "other machine"), *args))
     with pytest.raises(InputError, match="give a --store that all machines share"):
-        run(CELLS, Store(tmp_path / "here"), launch=LAUNCHERS[name])
+        run(CELLS, Store(tmp_path / "here"), launch=launcher(name))
 
 
 @pytest.mark.parametrize("name", FAKES)
@@ -111,14 +112,14 @@ def test_a_job_that_died_is_named(name: str, tmp_path: Path, monkeypatch: pytest
 
     install(monkeypatch, name, dies)
     with pytest.raises(InputError, match=r"the job of square-\w{16} failed: out of memory; the same command goes on"):
-        run(CELLS, Store(tmp_path), launch=LAUNCHERS[name])
+        run(CELLS, Store(tmp_path), launch=launcher(name))
 
 
 @pytest.mark.parametrize("name", FAKES)
 def test_a_missing_extra_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, FAKES[name][0], None)
     with pytest.raises(InputError, match=rf'pip install "residuum\[{name}\]"'):
-        run(CELLS, Store(tmp_path), launch=LAUNCHERS[name])
+        run(CELLS, Store(tmp_path), launch=launcher(name))
 
 
 def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,4 +130,33 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fake, "AutoExecutor", absent)
     with pytest.raises(InputError, match="no sbatch: run it where sbatch is"):
-        run(CELLS, Store(tmp_path), launch=LAUNCHERS["slurm"])
+        run(CELLS, Store(tmp_path), launch=launcher("slurm"))
+
+
+def test_local_work_is_shared_by_processes(tmp_path: Path) -> None:
+    store, seen = Store(tmp_path), []
+    run(CELLS, store, seen.append, launch=launcher("local", 2))
+    assert [store.figures(cell) for cell in CELLS] == [{"y": 0}, {"y": 1}, {"y": 4}]
+    assert seen[-1].done == 3
+    assert not active_children()
+
+
+def test_a_process_that_dies_or_complains_stops_the_others(tmp_path: Path) -> None:
+    fatal = Cell("experiments:fatal", {"x": 3, "once": str(tmp_path / "once")})
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"the job of fatal-\w{16} failed: .*; the same command goes on"):
+        run(
+            [fatal, *(Cell("experiments:square", {"x": x, "seconds": 60}) for x in range(3))],
+            store,
+            launch=launcher("local", 2),
+        )
+    assert not active_children()
+    run([fatal, *CELLS], store, launch=launcher("local", 2))
+    assert store.figures(fatal) == {"y": 9}
+
+
+def test_workers_are_for_local_work() -> None:
+    with pytest.raises(InputError, match="--workers is 0: give at least 1"):
+        launcher("local", 0)
+    with pytest.raises(InputError, match="--workers is for --launch local"):
+        launcher("ray", 2)

@@ -20,7 +20,7 @@ from residuum.cli.progress import studying
 from residuum.errors import InputError
 from residuum.study.compare import compare
 from residuum.study.depth import Grid, depth, full_grid, quick_grid
-from residuum.study.launch import LAUNCHERS
+from residuum.study.launch import launcher
 from residuum.study.register import SCHEMA, Judged, chosen, judge
 from residuum.study.report import COLUMNS, cells_of, facts, to_json, to_markdown, write_reports
 from residuum.study.run import read_shard
@@ -46,7 +46,9 @@ class Common:
     shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "1/1"
     """Run only the I-th of N parts of the cells, each of which costs about the same."""
     launch: Literal["local", "ray", "slurm"] = "local"
-    """Where cells run: in this process, or as jobs of Ray (extra ray) or Slurm (extra slurm)."""
+    """Where cells run: on this machine, or as jobs of Ray (extra ray) or Slurm (extra slurm)."""
+    workers: int | None = None
+    """Processes that share local work, one thread each. None: as many as there are cores."""
     format: Literal["terminal", "md", "json"] = "terminal"
     """How the result is written."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -61,7 +63,11 @@ class Common:
         if self.format == "terminal" and self.out:
             raise InputError("--out goes with --format md or json")
         check_writable(self.out)
-        shared = {"store": Store(self.store), "shard": read_shard(self.shard), "launch": LAUNCHERS[self.launch]}
+        shared = {
+            "store": Store(self.store),
+            "shard": read_shard(self.shard),
+            "launch": launcher(self.launch, self.workers),
+        }
         with studying(Console(stderr=True, soft_wrap=True)) as progress:
             yield {**shared, "progress": progress}
 

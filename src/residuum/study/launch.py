@@ -1,4 +1,4 @@
-"""Where cells are run: here, or as jobs of Ray or Slurm, whose schedulers we leave the scheduling to.
+"""Where cells are run: here, on all cores, or as jobs of Ray or Slurm, whose schedulers we leave the scheduling to.
 
 A launcher is given the cells to run and the store, and yields each cell once it is finished. Jobs elsewhere write to
 the same store, so its folder must be one that all machines share.
@@ -6,9 +6,13 @@ the same store, so its folder must be one that all machines share.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from importlib import import_module
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from residuum.errors import InputError
@@ -29,6 +33,38 @@ def locally(cells: list[Cell], store: Store) -> Iterator[Cell]:
     for cell in elsewhere:
         store.finish(cell)
         yield cell
+
+
+def on_cores(workers: int) -> Launch:
+    """In so many processes of one thread each: a small model has nothing to share among threads."""
+
+    def launch(cells: list[Cell], store: Store) -> Iterator[Cell]:
+        if min(workers, len(cells)) < 2:
+            yield from locally(cells, store)
+            return
+        others = active_children()
+        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            try:
+                by_cost = sorted(cells, key=lambda cell: -cell.cost)  # else the last process works alone
+                jobs = {pool.submit(_job, *_arguments(cell, store)): cell for cell in by_cost}
+                for job in as_completed(jobs):
+                    _check(jobs[job], store, job.result)
+                    yield jobs[job]
+            except BaseException:  # an interruption, or a cell that failed: none of the others is waited for
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in set(active_children()).difference(others):
+                    process.kill()
+                    process.join()
+                raise
+
+    return launch
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to answer
 
 
 def on_ray(cells: list[Cell], store: Store) -> Iterator[Cell]:
@@ -65,7 +101,20 @@ def on_slurm(cells: list[Cell], store: Store) -> Iterator[Cell]:
         yield of[id(job)]
 
 
-LAUNCHERS: dict[str, Launch] = {"local": locally, "ray": on_ray, "slurm": on_slurm}
+def launcher(name: str, workers: int | None = None) -> Launch:
+    """`local`, `ray` or `slurm`; local work is shared by `workers` processes, or as many as there are cores."""
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers is {workers}: give at least 1")
+    if name == "local":
+        return on_cores(workers or _cores())
+    if workers is not None:
+        raise InputError(f"--workers is for --launch local: how many jobs {name} runs at once is its own to say")
+    return {"ray": on_ray, "slurm": on_slurm}[name]
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _job(folder: str, experiment: str, settings: dict[str, Any]) -> str | None:
