@@ -298,7 +298,9 @@ def _tied_head(kind: torch.dtype) -> Pair:
 
 
 def _connection(name: str) -> Make:
-    return lambda kind: of_module(ready(Stack(config(residual=name, bias=True)), kind), stream(kind))
+    """Weights a little smaller: without norms, curvature grows so fast with them that differences lose their digits."""
+    shape = config(residual=name, bias=True, init_std=0.2)
+    return lambda kind: of_module(ready(Stack(shape), kind), stream(kind))
 
 
 def _block(**values: Any) -> Make:
