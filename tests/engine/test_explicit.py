@@ -116,10 +116,14 @@ def test_the_parts_sum_to_the_gradient_before_the_connection(residual: str) -> N
     model, batch = ready(Transformer(config(residual=residual)), torch.float64), tokens()
     states: list[Tensor] = []
 
-    def watch(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
-        state = given[0][0] if isinstance(given[0], tuple) else given[0]
-        state.retain_grad()
-        states.append(state)
+    def watch(module: torch.nn.Module, given: tuple[Any, ...]) -> Any:
+        """Under a name of its own, as the same tensor may also stand further back in the state."""
+        state, *args = given
+        first, *rest = state if isinstance(state, tuple) else (state,)
+        first = first.view_as(first)
+        first.retain_grad()
+        states.append(first)
+        return ((first, *rest) if isinstance(state, tuple) else first, *args)
 
     hooks = [
         module.register_forward_pre_hook(watch)

@@ -1,0 +1,109 @@
+"""Connections whose state is more than x: what they reduce to, their formulas, first values, and what they keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from residuum.engine.autograd import Autograd
+from residuum.engine.check.cases import config, ready, tokens
+from residuum.engine.explicit import Explicit
+from residuum.model import Transformer
+from residuum.model.residual import Optim
+
+DOUBLE = torch.float64
+
+
+def pair_of(name: str, other: str = "pre", **values: Any) -> tuple[Transformer, Transformer]:
+    """A model with connection `name`, and one with `other` that has the same weights, as far as it has them."""
+    model = Transformer(config(residual=name, bias=True, **values)).double()
+    reference = Transformer(config(residual=other, bias=True, **values)).double()
+    reference.load_state_dict(
+        {key: value for key, value in model.state_dict().items() if key in reference.state_dict()}
+    )
+    return model, reference
+
+
+def same_loss_and_gradients(model: Transformer, reference: Transformer, bound: float) -> None:
+    """Of each engine: scores, loss, and the gradient of every parameter that both have."""
+    batch = tokens()
+    torch.testing.assert_close(model(batch[0]), reference(batch[0]), rtol=bound, atol=bound)
+    for engine in (Explicit(), Autograd()):
+        model.zero_grad()
+        reference.zero_grad()
+        ours, theirs = engine.loss_and_grads(model, batch), engine.loss_and_grads(reference, batch)
+        torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound)
+        for name, p in reference.named_parameters():
+            torch.testing.assert_close(model.get_parameter(name).grad, p.grad, rtol=bound, atol=bound, msg=name)
+
+
+def by_both(model: Transformer, x: Tensor) -> list[Tensor]:
+    """What is read of the stream after the last block, by `forward` and by the explicit pair."""
+    state = kept = model.first_residual.begin(x)
+    for block in model.blocks:
+        state, kept = block(state), block.explicit_forward(kept)[0]
+    return [model.last_residual.end(state), model.last_residual.explicit_end(kept)[0]]
+
+
+# resi-dual
+
+
+def test_resi_dual_without_its_second_stream_is_post() -> None:
+    model, post = pair_of("resi-dual", "post")
+    end = model.last_residual.end_norm
+    with torch.no_grad():
+        end.gain.zero_()
+    same_loss_and_gradients(model, post, 1e-12)
+
+
+@torch.no_grad()
+def test_resi_dual_written_out() -> None:
+    model = ready(Transformer(config(residual="resi-dual", bias=True)), DOUBLE)
+    start = x = d = torch.randn(2, 5, 12, dtype=DOUBLE)
+    for connection, branch in model.connections():
+        write = branch(x)
+        x, d = connection.norm(x + write), d + write
+    for y in by_both(model, start):
+        torch.testing.assert_close(y, x + model.last_residual.end_norm(d), rtol=1e-12, atol=1e-12)
+    assert model.final_norm is None
+    assert sum("end_norm" in name for name, _ in model.named_parameters()) == 2
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_resi_dual_starts_as_post_does(layers: int) -> None:
+    model = Transformer(config(residual="resi-dual", n_layers=layers, d_model=48))
+    up = model.blocks[0].ff.up.weight
+    assert up.abs().max().item() == pytest.approx((6 / (48 + 4 * 48)) ** 0.5, rel=0.01)
+
+
+# x0
+
+
+def test_x0_starts_as_pre() -> None:
+    model, pre = pair_of("x0")
+    same_loss_and_gradients(model, pre, 0)
+    assert model.final_norm is not None
+
+
+@torch.no_grad()
+def test_x0_written_out() -> None:
+    model = ready(Transformer(config(residual="x0", bias=True)), DOUBLE)
+    x0 = x = torch.randn(2, 5, 12, dtype=DOUBLE)
+    for block in model.blocks:
+        x = block.attn_residual.of_x * x + block.attn_residual.of_x0 * x0
+        x = x + block.attn(block.attn_residual.norm(x))
+        x = x + block.ff(block.ff_residual.norm(x))
+    for y in by_both(model, x0):
+        torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-12)
+
+
+def test_x0_asks_for_a_slower_scale_of_the_stream() -> None:
+    model = Transformer(config(residual="x0", n_layers=3))
+    asked = type(model.first_residual).optim(model)
+    assert asked == {f"blocks.{layer}.attn_residual.of_x": Optim(lr=0.01) for layer in range(3)}
+    assert asked.keys() <= dict(model.named_parameters()).keys()
+    assert [model.get_parameter(name).item() for name in asked] == [1, 1, 1]
+    assert [p.item() for name, p in model.named_parameters() if name.endswith("of_x0")] == [0, 0, 0]
