@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -13,6 +15,8 @@ from residuum.model.dropout import Dropout
 from residuum.model.gradient import Saved
 from residuum.model.linear import Linear
 from residuum.model.positions import rotate, rotate_backward
+
+Values = Float[Tensor, "batch kv_heads pos d_head"]
 
 
 class LayerCache:
@@ -32,6 +36,17 @@ class LayerCache:
         self.values[:, :, self.length : end] = v
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+@runtime_checkable
+class Mix(Protocol):
+    """What may be done to a layer's values before they are remembered and attended to, with its explicit pair."""
+
+    def __call__(self, v: Values) -> Values: ...
+
+    def explicit_forward(self, v: Values) -> tuple[Values, Saved]: ...
+
+    def explicit_backward(self, dv: Values, saved: Saved) -> Values: ...
 
 
 class Attention(nn.Module):
@@ -58,9 +73,15 @@ class Attention(nn.Module):
         angles: tuple[Tensor, Tensor] | None = None,
         mask: Bool[Tensor, "batch pos"] | None = None,
         cache: LayerCache | None = None,
+        mix: Mix | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """`angles` are the rotary cosine and sine of these places; `mask` is True where a token is no padding."""
+        """`angles` are the rotary cosine and sine of these places; `mask` is True where a token is no padding.
+
+        `mix`, where a residual connection gives one, is applied to these places' values.
+        """
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        if mix is not None:
+            v = mix(v)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
@@ -83,22 +104,26 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch pos d_model"],
         angles: tuple[Tensor, Tensor] | None = None,
         mask: Bool[Tensor, "batch pos"] | None = None,
+        mix: Mix | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
         """Keeps x, k, v, what was attended to, and what the scaled dot product asks for; q is computed again."""
         q, k, v = (self._heads(part.explicit_forward(x)[0]) for part in (self.q, self.k, self.v))
+        of_mix: Saved = ()
+        if mix is not None:
+            v, of_mix = mix.explicit_forward(v)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         allowed = self._allowed(mask, q.shape[2], k.shape[2], x.device)
         attended, kept = attend(q, k, v, self.causal, allowed, self.dropout)
         y, _ = self.out.explicit_forward(_joined(attended))
         y, dropped = self.dropout.explicit_forward(y)
-        return y, (x, k, v, attended, kept, angles, dropped)
+        return y, (x, k, v, attended, kept, angles, dropped, mix, of_mix)
 
     def explicit_backward(
         self, dy: Float[Tensor, "batch pos d_model"], saved: Saved
     ) -> Float[Tensor, "batch pos d_model"]:
         """Back through the output map, the scaled dot product, the rotation; x was read three times, so dx is a sum."""
-        x, k, v, attended, kept, angles, dropped = saved
+        x, k, v, attended, kept, angles, dropped, mix, of_mix = saved
         dy = self.dropout.explicit_backward(dy, dropped)
         dattended = self._heads(self.out.explicit_backward(dy, _joined(attended)))
         q = self._heads(self.q.explicit_forward(x)[0])
@@ -107,6 +132,8 @@ class Attention(nn.Module):
         dq, dk, dv = attend_backward(dattended, q, k, v, attended, kept)
         if angles is not None:
             dq, dk = rotate_backward(dq, *angles), rotate_backward(dk, *angles)
+        if mix is not None:
+            dv = mix.explicit_backward(dv, of_mix)
         dx = self.q.explicit_backward(_joined(dq), x)
         dx += self.k.explicit_backward(_joined(dk), x)
         dx += self.v.explicit_backward(_joined(dv), x)

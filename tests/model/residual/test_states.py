@@ -10,11 +10,13 @@ from torch import Tensor
 
 from residuum.engine.autograd import Autograd
 from residuum.engine.check.cases import config, ready, tokens
+from residuum.engine.check.measure import compare
 from residuum.engine.explicit import Explicit
 from residuum.model import Transformer
 from residuum.model.residual import Optim
 
 DOUBLE = torch.float64
+NAMES = ("resi-dual", "x0", "value")
 
 
 def pair_of(name: str, other: str = "pre", **values: Any) -> tuple[Transformer, Transformer]:
@@ -107,3 +109,82 @@ def test_x0_asks_for_a_slower_scale_of_the_stream() -> None:
     assert asked.keys() <= dict(model.named_parameters()).keys()
     assert [model.get_parameter(name).item() for name in asked] == [1, 1, 1]
     assert [p.item() for name, p in model.named_parameters() if name.endswith("of_x0")] == [0, 0, 0]
+
+
+# value
+
+
+def test_value_that_mixes_nothing_in_is_pre() -> None:
+    for values in ({}, {"positions": "rotary", "n_kv_heads": 2}):
+        model, pre = pair_of("value", n_layers=3, **values)
+        with torch.no_grad():
+            for connection in (model.blocks[1].attn_residual, model.blocks[2].attn_residual):
+                assert (connection.of_own.item(), connection.of_first.item()) == (0.5, 0.5)
+                connection.of_own.fill_(1)
+                connection.of_first.fill_(0)
+        same_loss_and_gradients(model, pre, 0)
+
+
+@torch.no_grad()
+def test_value_written_out() -> None:
+    """One head and a causal mask, so that attention is three products."""
+    model = ready(Transformer(config(residual="value", n_layers=3, n_heads=1)), DOUBLE)
+    start = x = torch.randn(2, 5, 12, dtype=DOUBLE)
+    first = None
+    for block in model.blocks:
+        normed, attn = block.attn_residual.norm(x), block.attn
+        v = attn.v(normed)
+        if first is None:
+            first = v
+        else:
+            v = block.attn_residual.of_own * v + block.attn_residual.of_first * first
+        scores = attn.q(normed) @ attn.k(normed).mT / 12**0.5
+        x = x + attn.out(scores.masked_fill(torch.ones(5, 5).triu(1) > 0, float("-inf")).softmax(-1) @ v)
+        x = x + block.ff(block.ff_residual.norm(x))
+    for y in by_both(model, start):
+        torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-12)
+
+
+GRID = {
+    "llama": {"norm": "rmsnorm", "activation": "swiglu", "positions": "rotary", "n_kv_heads": 2, "head": "untied"},
+    "encoder": {"causal": False, "bias": True},
+    "dropout": {"dropout": 0.3, "bias": True},
+}
+
+
+@pytest.mark.parametrize("values", GRID.values(), ids=list(GRID))
+@pytest.mark.parametrize("name", NAMES)
+def test_the_engines_agree_whatever_the_model_is(name: str, values: dict[str, Any]) -> None:
+    model, batch = ready(Transformer(config(residual=name, n_layers=3, **values)), DOUBLE), tokens()
+    by_hand, by_autograd = gradients_of(Explicit(), model, batch), gradients_of(Autograd(), model, batch)
+    assert compare("", name, "autograd", by_hand, by_autograd).ok
+    for keep in ("block-inputs", "every-2"):
+        sparing = gradients_of(Explicit(keep), model, batch)
+        assert all(torch.equal(sparing[key], gradient) for key, gradient in by_hand.items())
+
+
+def gradients_of(engine: Any, model: Transformer, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.manual_seed(5)
+    loss = engine.loss_and_grads(model, batch)
+    return {"loss": loss, **{name: p.grad.clone() for name, p in model.named_parameters()}}
+
+
+@pytest.mark.parametrize("values", [GRID["llama"], {"n_kv_heads": 1, "positions": "sinusoidal"}], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_cache_changes_nothing(name: str, values: dict[str, Any]) -> None:
+    model = ready(Transformer(config(residual=name, n_layers=3, **values)), DOUBLE).eval()
+    read = torch.randint(31, (2, 9))
+    cache = model.new_cache(batch=2)
+    pieces = [model(read[:, start:end], cache=cache) for start, end in ((0, 4), (4, 5), (5, 9))]
+    torch.testing.assert_close(torch.cat(pieces, 1), model(read), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_is_ignored(name: str) -> None:
+    model = ready(Transformer(config(residual=name, causal=False)), DOUBLE)
+    read, mask = torch.randint(31, (2, 5)), torch.tensor([[True] * 4 + [False]] * 2)
+    other = read.clone()
+    other[:, -1] = (other[:, -1] + 1) % 31
+    torch.testing.assert_close(model(read, mask)[:, :-1], model(other, mask)[:, :-1], rtol=1e-12, atol=1e-12)
