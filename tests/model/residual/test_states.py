@@ -16,7 +16,7 @@ from residuum.model import Transformer
 from residuum.model.residual import Optim
 
 DOUBLE = torch.float64
-NAMES = ("resi-dual", "x0", "value")
+NAMES = ("resi-dual", "x0", "value", "denseformer", "reversible")
 
 
 def pair_of(name: str, other: str = "pre", **values: Any) -> tuple[Transformer, Transformer]:
@@ -188,3 +188,111 @@ def test_padding_is_ignored(name: str) -> None:
     other = read.clone()
     other[:, -1] = (other[:, -1] + 1) % 31
     torch.testing.assert_close(model(read, mask)[:, :-1], model(other, mask)[:, :-1], rtol=1e-12, atol=1e-12)
+
+
+# denseformer
+
+
+def test_denseformer_starts_as_pre() -> None:
+    model, pre = pair_of("denseformer", n_layers=3)
+    same_loss_and_gradients(model, pre, 1e-12)
+    assert [block.ff_residual.alpha.tolist() for block in model.blocks] == [[0, 1], [0, 0, 1], [0, 0, 0, 1]]
+
+
+@torch.no_grad()
+def test_denseformer_written_out() -> None:
+    model = ready(Transformer(config(residual="denseformer", n_layers=3, bias=True)), DOUBLE)
+    x = torch.randn(2, 5, 12, dtype=DOUBLE)
+    outputs = [x]
+    for block in model.blocks:
+        x = x + block.attn(block.attn_residual.norm(x))
+        outputs.append(x + block.ff(block.ff_residual.norm(x)))
+        x = torch.tensordot(block.ff_residual.alpha, torch.stack(outputs), dims=1)
+    for y in by_both(model, outputs[0]):
+        torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-12)
+
+
+# reversible
+
+
+@torch.no_grad()
+def test_reversible_written_out() -> None:
+    """As RevNet has it, two streams and two functions a block; the first attention is pre-norm's."""
+    model = ready(Transformer(config(residual="reversible", bias=True)), DOUBLE)
+    start = x1 = x2 = torch.randn(2, 5, 12, dtype=DOUBLE)
+    for block in model.blocks:
+        x1 = x1 + block.attn(block.attn_residual.norm(x2))
+        x2 = x2 + block.ff(block.ff_residual.norm(x1))
+    for y in by_both(model, start):
+        torch.testing.assert_close(y, (x1 + x2) / 2, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_reversible_attends_first_as_pre_does() -> None:
+    model, pre = pair_of("reversible")
+    x = torch.randn(2, 5, 12, dtype=DOUBLE)
+    state = model.first_residual(model.first_residual.begin(x), model.blocks[0].attn)
+    assert torch.equal(state[0], pre.first_residual(x, pre.blocks[0].attn))
+    assert torch.equal(state[1], x)
+    for block in (*model.blocks, *pre.blocks):
+        for last in (block.attn.out, block.ff.down):
+            last.weight.zero_()
+            last.bias.zero_()
+    read = tokens()[0]
+    assert torch.equal(model(read), pre(read))
+
+
+@pytest.mark.parametrize(("kind", "bound"), [(torch.float32, 3e-6), (DOUBLE, 5e-15)])
+@torch.no_grad()
+def test_reversible_takes_back_every_state(kind: torch.dtype, bound: float) -> None:
+    model = ready(Transformer(config(residual="reversible", n_layers=8, bias=True, dropout=0.3)), kind)
+    first = model.first_residual
+    states, kept = [first.begin(torch.randn(2, 5, 12, dtype=kind))], []
+    for block in model.blocks:
+        state, saved = block.explicit_forward(states[-1])
+        states.append(state)
+        kept.append(saved)
+    y, of_end = model.last_residual.explicit_end(states[-1])
+    dstate = model.last_residual.explicit_end_backward(torch.randn_like(y), of_end)
+    for block, saved, state in reversed(list(zip(model.blocks, kept, states, strict=False))):
+        dstate = block.explicit_backward(dstate, saved)
+        for found, wanted in zip(dstate[2:], state, strict=True):
+            assert (found - wanted).norm() <= bound * wanted.norm()
+
+
+def bytes_of(kept: Any, model: Transformer, seen: dict[int, int]) -> int:
+    """How many bytes lie in the tensors of nested tuples, the weights apart, each memory counted once."""
+    if isinstance(kept, Tensor):
+        if all(kept.untyped_storage().data_ptr() != p.untyped_storage().data_ptr() for p in model.parameters()):
+            seen[kept.untyped_storage().data_ptr()] = kept.untyped_storage().nbytes()
+    elif isinstance(kept, tuple | list):
+        for inner in kept:
+            bytes_of(inner, model, seen)
+    return sum(seen.values())
+
+
+@torch.no_grad()
+def kept_bytes(name: str, layers: int, dropout: float) -> int:
+    model = Transformer(config(residual=name, n_layers=layers, dropout=dropout))
+    state, kept = model.first_residual.begin(torch.randn(2, 5, 12)), []
+    for block in model.blocks:
+        state, saved = block.explicit_forward(state)
+        kept.append(saved)
+    return bytes_of([kept, model.last_residual.explicit_end(state)[1]], model, {})
+
+
+def test_reversible_keeps_the_same_at_any_depth() -> None:
+    state = 2 * (2 * 5 * 12) * 4
+    assert kept_bytes("reversible", 4, 0.0) == kept_bytes("reversible", 16, 0.0) == state
+    draws = torch.get_rng_state().nbytes
+    assert [kept_bytes("reversible", layers, 0.3) for layers in (4, 16)] == [state + 2 * n * draws for n in (4, 16)]
+    assert kept_bytes("pre", 16, 0.0) > 3.9 * kept_bytes("pre", 4, 0.0)
+
+
+def test_reversible_leaves_the_random_numbers_as_autograd_does() -> None:
+    model, batch = ready(Transformer(config(residual="reversible", dropout=0.3)), DOUBLE), tokens()
+    after = []
+    for engine in (Explicit(), Autograd()):
+        gradients_of(engine, model, batch)
+        after.append(torch.get_rng_state())
+    assert torch.equal(*after)

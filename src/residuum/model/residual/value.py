@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from residuum.model.attention import Attention, Values
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved, accumulate
 from residuum.model.norm import make_norm
-from residuum.model.precision import at_least_float32
+from residuum.model.precision import inner
 from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined, register
 
 State = tuple[Stream, Values | None]
@@ -120,12 +120,8 @@ class Mixed:
 
     def explicit_backward(self, dv: Values, saved: Saved) -> Values:
         (v,) = saved
-        accumulate(self.of_own, _dot(dv, v))
-        accumulate(self.of_first, _dot(dv, self.first))
+        accumulate(self.of_own, inner(dv, v))
+        accumulate(self.of_first, inner(dv, self.first))
         of_first = self.of_first.detach()
         self.dfirst = dv * of_first if self.dfirst is None else torch.addcmul(self.dfirst, dv, of_first)
         return dv * self.of_own.detach()
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (at_least_float32(a) * b).sum()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved, accumulate
 from residuum.model.norm import make_norm
-from residuum.model.precision import at_least_float32
+from residuum.model.precision import inner
 from residuum.model.residual.base import Branch, Optim, Parts, Receiver, Residual, Stream, register
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class X0(Residual):
         if state is None:
             return dmixed, dx0
         x, x0 = state
-        accumulate(self.of_x, _dot(dmixed, x))
-        accumulate(self.of_x0, _dot(dmixed, x0))
+        accumulate(self.of_x, inner(dmixed, x))
+        accumulate(self.of_x0, inner(dmixed, x0))
         of_x0 = self.of_x0.detach()
         dx0 = dmixed * of_x0 if dx0 is None else torch.addcmul(dx0, dmixed, of_x0)
         return dmixed.mul_(scale), dx0
@@ -92,7 +92,3 @@ class X0(Residual):
 
     def _mixed(self, x: Stream, x0: Stream) -> Stream:
         return self.of_x * x + self.of_x0 * x0 if self.place % 2 == 0 else x
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(at_least_float32(a).flatten(), at_least_float32(b).flatten())
