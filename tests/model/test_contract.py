@@ -200,6 +200,11 @@ HALF = [
     {"residual": "layerscale", "bias": True},
     {"residual": "rezero"},
     {"residual": "stochastic-depth", "residual_drop": 0.5},
+    {"residual": "x0"},
+    {"residual": "value", "n_kv_heads": 2},
+    {"residual": "denseformer"},
+    {"residual": "reversible"},
+    {"residual": "attention-residuals"},
 ]
 
 

@@ -14,9 +14,10 @@ from residuum.engine.check.measure import compare
 from residuum.engine.explicit import Explicit
 from residuum.model import Transformer
 from residuum.model.residual import Optim
+from residuum.model.residual.attention_residuals import AttentionResiduals, Fused, naive
 
 DOUBLE = torch.float64
-NAMES = ("resi-dual", "x0", "value", "denseformer", "reversible")
+NAMES = ("resi-dual", "x0", "value", "denseformer", "reversible", "attention-residuals")
 
 
 def pair_of(name: str, other: str = "pre", **values: Any) -> tuple[Transformer, Transformer]:
@@ -296,3 +297,61 @@ def test_reversible_leaves_the_random_numbers_as_autograd_does() -> None:
         gradients_of(engine, model, batch)
         after.append(torch.get_rng_state())
     assert torch.equal(*after)
+
+
+# attention-residuals
+
+
+def test_attention_residuals_start_as_pre_but_for_epsilon() -> None:
+    """A mean of n writes is their sum divided by n, which a norm without ε does not see."""
+    for norm in ("layernorm", "rmsnorm"):
+        model, pre = pair_of("attention-residuals", n_layers=3, norm=norm, norm_eps=1e-30)
+        same_loss_and_gradients(model, pre, 1e-12)
+        queries = [p for name, p in model.named_parameters() if "query" in name]
+        assert len(queries) == 6  # the first sub-layer has nothing to weigh, and there is one at the end
+        assert not any(p.any() for p in queries)
+
+
+@torch.no_grad()
+def test_attention_residuals_written_out() -> None:
+    model = ready(Transformer(config(residual="attention-residuals", bias=True)), DOUBLE)
+
+    def mean(query: Tensor, writes: list[Tensor]) -> Tensor:
+        scores = [(query * w / (w.square().mean(-1, keepdim=True) + 1e-5).sqrt()).sum(-1) for w in writes]
+        total = sum(score.exp() for score in scores)
+        return sum((score.exp() / total)[..., None] * w for score, w in zip(scores, writes, strict=True))
+
+    writes = [torch.randn(2, 5, 12, dtype=DOUBLE)]
+    for connection, branch in model.connections():
+        h = mean(connection.query, writes) if connection.place else writes[0]
+        writes.append(branch(connection.norm(h)))
+    for y in by_both(model, writes[0]):
+        torch.testing.assert_close(y, mean(model.last_residual.end_query, writes), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 1, 1), (3, 1, 2)], ids=str)
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_fused_is_naive(depth: int, shape: tuple[int, ...]) -> None:
+    query = torch.randn(shape[-1], dtype=DOUBLE, requires_grad=True)
+    vs = [(torch.randn(shape, dtype=DOUBLE) * 4**i).requires_grad_() for i in range(depth)]
+    connection = AttentionResiduals(config(d_model=shape[-1], n_heads=1, norm_eps=0.1), 0)
+    state = [part for v in vs for part in connection.begin(v)]
+    found = Fused.apply(query, *state[::2], *state[1::2])
+    wanted = naive(query, vs, 0.1)
+    dh = torch.randn_like(wanted)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(h, (query, *vs), dh) for h in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_no_write_is_copied() -> None:
+    """What a sum keeps beside what is there already: two numbers a row for each write that it reads, and its h."""
+    model = Transformer(config(residual="attention-residuals", n_layers=4))
+    with torch.no_grad():
+        state = model.first_residual.begin(torch.randn(2, 5, 12))
+        for block in model.blocks:
+            state, _ = block.explicit_forward(state)
+        _, (vs, rs, *kept) = model.last_residual.explicit_end(state)
+    assert (len(vs), len(rs)) == (9, 9)
+    assert all(mine is its for mine, its in zip((*vs, *rs), state, strict=True))
+    assert [tuple(t.shape) for t in kept] == [(9, 2, 5, 1)] * 2
