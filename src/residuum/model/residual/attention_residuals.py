@@ -120,6 +120,7 @@ def fused(query: Query, vs: Sequence[Stream], rs: Sequence[Rows]) -> tuple[Strea
     return h.to(vs[0].dtype), scores, pattern
 
 
+@torch.no_grad()
 def fused_backward(
     dh: Stream, query: Query, vs: Sequence[Stream], rs: Sequence[Rows], scores: Depths, pattern: Depths
 ) -> tuple[Query, Depths, Depths]:
@@ -128,17 +129,17 @@ def fused_backward(
     v_i is summed, scored, and through r_i scales its own score: dα_i = ⟨dh, v_i⟩, ds_i = α_i (dα_i − Σ_j α_j dα_j),
     b_i = ds_i r_i, dw = Σ b_i v_i, and, since dr_i = −r_i³ ⟨v_i, dv_i⟩ / d_model, c_i = −ds_i s_i r_i² / d_model.
     """
-    with torch.autocast(query.device.type, enabled=False):
-        wide = at_least_float32(dh)
-        dpattern = torch.stack([torch.einsum("bpd,bpd->bp", wide, v.to(wide.dtype)) for v in vs])[..., None]
-        dscores = pattern * (dpattern - (pattern * dpattern).sum(0))
-        r = torch.stack(tuple(rs))
-        b = dscores * r
-        c = b * r * scores / -query.shape[0]
-        dquery = torch.zeros_like(at_least_float32(query))
-        for v, factor in zip(vs, b, strict=True):
-            dquery += factor.flatten() @ v.flatten(0, 1).to(wide.dtype)
-    return dquery, b, c
+    wide = at_least_float32(dh)
+    products = torch.empty_like(wide)  # one for all: touching new memory would cost more than the products
+    dpattern = torch.stack([torch.mul(wide, v, out=products).sum(-1, keepdim=True) for v in vs])
+    dscores = pattern * (dpattern - (pattern * dpattern).sum(0))
+    r = torch.stack(tuple(rs))
+    b = dscores * r
+    c = b * r * scores / -query.shape[0]
+    torch.mul(vs[0], b[0], out=products)
+    for v, factor in zip(vs[1:], b[1:], strict=True):
+        products.addcmul_(v, factor)
+    return products.flatten(0, -2).sum(0), b, c
 
 
 class _Reads:
