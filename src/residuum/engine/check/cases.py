@@ -298,8 +298,12 @@ def _tied_head(kind: torch.dtype) -> Pair:
 
 
 def _connection(name: str) -> Make:
-    """Weights a little smaller: without norms, curvature grows so fast with them that differences lose their digits."""
-    shape = config(residual=name, bias=True, init_std=0.2)
+    """Set up so that differences keep their digits.
+
+    Small weights: without norms, curvature grows fast with them. A wide ε: where random coefficients happen to sum to
+    nothing, the norm of their sum is else nearly a jump.
+    """
+    shape = config(residual=name, bias=True, init_std=0.1, norm_eps=1.0)
     return lambda kind: of_module(ready(Stack(shape), kind), stream(kind))
 
 
