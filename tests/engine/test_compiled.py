@@ -39,6 +39,20 @@ def test_the_same_numbers_with_dropout_accumulation_and_a_frozen_weight() -> Non
             torch.testing.assert_close(compiled[name], expected, rtol=1e-10, atol=1e-14, msg=name)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="because there is no C++ compiler, which PyTorch's own takes")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_several_streams_compile() -> None:
+    model = Transformer(ModelConfig(**{**SHAPE, "n_layers": 1}, residual="hyper"))
+    gradients = []
+    for engine in (Explicit(), Explicit(compiled=True)):
+        model.zero_grad()
+        loss = engine.loss_and_grads(model, batch(0))
+        gradients.append({"loss": loss, **{name: p.grad for name, p in model.named_parameters()}})
+    plain, compiled = gradients
+    for name, expected in plain.items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_what_failed_to_compile_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_compiler(*args: object) -> None:
         raise torch._inductor.exc.InductorError(RuntimeError("No working C++ compiler found"), None)

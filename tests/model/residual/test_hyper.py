@@ -16,6 +16,7 @@ from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.model.residual import residual_named, streams
 from residuum.model.residual.manifold_hyper import ITERATIONS, sinkhorn
+from residuum.stream.trace import trace
 from residuum.train.optimizer import make_optimizer
 from residuum.train.recipe import OptimConfig
 
@@ -211,6 +212,13 @@ def test_settings(name: str) -> None:
         Transformer(config(residual=name, residual_scale=0.5))
     with pytest.raises(InputError, match=r"model\.residual_streams means nothing.*choose.*hyper"):
         Transformer(config(residual_streams=4))
+
+
+@both
+def test_a_trace_sees_the_formula(name: str) -> None:
+    model = Transformer(config(residual=name))
+    (stream,) = trace(model, torch.randint(31, (2, 5))).streams
+    assert [(each.kind, each.placement) for each in stream.residuals] == [("multi-stream", "pre")] * 4
 
 
 @both
