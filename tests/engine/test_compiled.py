@@ -42,7 +42,7 @@ def test_the_same_numbers_with_dropout_accumulation_and_a_frozen_weight() -> Non
 @pytest.mark.skipif(shutil.which("g++") is None, reason="because there is no C++ compiler, which PyTorch's own takes")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_several_streams_compile() -> None:
-    model = Transformer(ModelConfig(**{**SHAPE, "n_layers": 1}, residual="hyper"))
+    model = Transformer(ModelConfig(**{**SHAPE, "n_layers": 1}, residual="hyper-connections"))
     gradients = []
     for engine in (Explicit(), Explicit(compiled=True)):
         model.zero_grad()

@@ -205,8 +205,8 @@ HALF = [
     {"residual": "denseformer"},
     {"residual": "reversible"},
     {"residual": "attention-residuals"},
-    {"residual": "hyper"},
-    {"residual": "manifold-hyper"},
+    {"residual": "hyper-connections"},
+    {"residual": "mhc"},
 ]
 
 

@@ -15,12 +15,12 @@ from residuum.engine.explicit import Explicit
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.model.residual import residual_named, streams
-from residuum.model.residual.manifold_hyper import ITERATIONS, sinkhorn
+from residuum.model.residual.mhc import ITERATIONS, sinkhorn
 from residuum.stream.trace import trace
 from residuum.train.optimizer import make_optimizer
 from residuum.train.recipe import OptimConfig
 
-BOTH = ["hyper", "manifold-hyper"]
+BOTH = ["hyper-connections", "mhc"]
 both = pytest.mark.parametrize("name", BOTH)
 
 
@@ -80,7 +80,9 @@ def test_the_formula_one_stream_at_a_time(name: str) -> None:
 
 
 def test_the_coefficients_of_hyper_connections() -> None:
-    residual = ready(Transformer(config(residual="hyper", norm_eps=0.1)), torch.float64).blocks[0].ff_residual
+    residual = (
+        ready(Transformer(config(residual="hyper-connections", norm_eps=0.1)), torch.float64).blocks[0].ff_residual
+    )
     state = torch.randn(1, 1, 4, 12, dtype=torch.float64)
     read, mix, write = (each[0, 0] for each in residual.coefficients(state))
     for i in range(4):
@@ -94,7 +96,7 @@ def test_the_coefficients_of_hyper_connections() -> None:
 
 
 def test_the_coefficients_on_the_manifold() -> None:
-    residual = ready(Transformer(config(residual="manifold-hyper", norm_eps=0.1)), torch.float64).blocks[0].ff_residual
+    residual = ready(Transformer(config(residual="mhc", norm_eps=0.1)), torch.float64).blocks[0].ff_residual
     residual.mix.data.normal_()
     state = torch.randn(1, 1, 4, 12, dtype=torch.float64)
     read, mix, write = (each[0, 0] for each in residual.coefficients(state))
@@ -127,7 +129,7 @@ def test_one_stream_is_pre_norm_bit_for_bit(name: str) -> None:
     ours = Transformer(config(residual=name, residual_streams=1, **shape)).double()
     ours.load_state_dict(pre.state_dict(), strict=False)
     for residual, _ in ours.connections():
-        if name == "manifold-hyper":
+        if name == "mhc":
             residual.read.data.fill_(40)  # its sigmoid is 1
     batch = tokens()
     found: dict[bool, list[dict[str, Tensor]]] = {True: [], False: []}
@@ -164,7 +166,7 @@ def test_every_stream_is_pre_norms_at_the_start(name: str, n: int) -> None:
 
 def test_first_values() -> None:
     """Hyper-connections: those of the paper. Constrained ones: what stands in the docstring."""
-    model = Transformer(config(residual="hyper", n_layers=3))
+    model = Transformer(config(residual="hyper-connections", n_layers=3))
     for place, (residual, _) in enumerate(model.connections()):
         read, mix, write = residual.coefficients(torch.randn(1, 1, 4, 12))
         assert read.flatten().tolist() == [float(i == place % 4) for i in range(4)]
@@ -172,7 +174,7 @@ def test_first_values() -> None:
         assert torch.equal(write, torch.ones(1, 1, 4))
         assert residual.scale.tolist() == pytest.approx([0.01, 0.01])
         assert not residual.dynamic.any()
-    for place, (residual, _) in enumerate(Transformer(config(residual="manifold-hyper", n_layers=3)).connections()):
+    for place, (residual, _) in enumerate(Transformer(config(residual="mhc", n_layers=3)).connections()):
         read, mix, write = residual.coefficients(torch.randn(1, 1, 4, 12))
         assert read.flatten().tolist() == pytest.approx([0.75 if i == place % 4 else 0.25 / 3 for i in range(4)])
         assert (mix[0, 0] - torch.eye(4)).abs().max() < 0.0011
@@ -189,8 +191,8 @@ def test_a_product_of_many_mixings_grows_only_without_the_manifold() -> None:
         for residual, _ in model.connections():
             product = product @ residual.coefficients(torch.randn(1, 1, 4, 12, dtype=torch.float64)).mix[0, 0]
         gains[name] = max(product.abs().sum(0).max().item(), product.abs().sum(1).max().item())
-    assert gains["hyper"] > 100
-    assert gains["manifold-hyper"] == pytest.approx(1, abs=0.1)
+    assert gains["hyper-connections"] > 100
+    assert gains["mhc"] == pytest.approx(1, abs=0.1)
 
 
 @both

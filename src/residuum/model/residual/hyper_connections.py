@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCALE = 0.01
 
 
-@register("hyper")
+@register("hyper-connections")
 class Hyper(Streams):
     """X_j ← Σ_i A_ij X_i + b_j f(norm(Σ_i a_i X_i)), each coefficient a number plus s tanh(w · X̂_i), X̂ = norm(X).
 

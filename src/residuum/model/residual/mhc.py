@@ -28,8 +28,8 @@ Square = Float[Tensor, "n n rows"]
 Side = Float[Tensor, "n rows"]
 
 
-@register("manifold-hyper")
-class ManifoldHyper(Streams):
+@register("mhc")
+class MHC(Streams):
     """X_j ← Σ_i A_ij X_i + b_j f(norm(Σ_i a_i X_i)), A = Sinkhorn(l_A) doubly stochastic, a = σ(l_a), b = 2 σ(l_b).
 
     Each l is a number plus s w · X̂, where X̂ = rms-norm of all n streams together. Rows and columns of A sum to 1, and
