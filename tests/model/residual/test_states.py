@@ -12,6 +12,7 @@ from residuum.engine.autograd import Autograd
 from residuum.engine.check.cases import config, ready, tokens
 from residuum.engine.check.measure import compare
 from residuum.engine.explicit import Explicit
+from residuum.errors import InputError
 from residuum.model import Transformer
 from residuum.model.residual import Optim
 from residuum.model.residual.attention_residuals import AttentionResiduals, Fused, naive
@@ -297,6 +298,13 @@ def test_reversible_leaves_the_random_numbers_as_autograd_does() -> None:
         gradients_of(engine, model, batch)
         after.append(torch.get_rng_state())
     assert torch.equal(*after)
+
+
+def test_reversible_with_dropout_is_not_compiled() -> None:
+    """A graph would hold the numbers of one run, and its backward would drop others than its forward."""
+    model = Transformer(config(residual="reversible", dropout=0.3))
+    with pytest.raises(InputError, match=r"reversible.*set model\.dropout to 0"):
+        Explicit(compiled=True).loss_and_grads(model, tokens())
 
 
 # attention-residuals

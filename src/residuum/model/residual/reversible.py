@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from residuum.errors import InputError
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
 from residuum.model.norm import make_norm
@@ -56,6 +58,11 @@ class Reversible(Residual):
         draws = _random(x).get_rng_state()
         write, _ = branch.explicit_forward(self.norm(self._as_weights(x)), *args)
         drew = not torch.equal(draws, _random(x).get_rng_state())
+        if drew and get_proxy_mode() is not None:
+            raise InputError(
+                "a compiled pass cannot draw the same numbers twice, as model.residual = 'reversible' does: "
+                "set model.dropout to 0, or leave run.compile away"
+            )
         return (z + write, x), (branch, args, draws if drew else None)
 
     def explicit_backward(self, dstate: Returning, saved: Saved, parts: Receiver | None = None) -> Returning:
