@@ -123,11 +123,14 @@ def test_an_update_writes_what_it_says(batch: tuple[torch.Tensor, torch.Tensor])
 
 
 def test_share_and_effect(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = lora_share.shares_and_effects({"n_layers": 1, "base_steps": 2, "steps": 4, "seed": 0})
+    settings = {"n_layers": 1, "base_steps": 2, "steps": 4, "seed": 0}
+    monkeypatch.setattr(lora_share, "SMALL", 1e9)
+    found = lora_share.shares_and_effects(settings)
     assert len(found["shares"]) == len(found["effects"]) == 2 and min(found["shares"]) > 0
-    assert found["base"] != found["adapted"]
-    if max(found["shares"]) <= lora_share.SMALL:
-        assert found["small_alone"] == found["adapted"]
+    assert found["small_alone"] == found["adapted"] != found["base"]
+    monkeypatch.setattr(lora_share, "SMALL", 0)
+    assert lora_share.shares_and_effects(settings)["small_alone"] == found["base"]
+    monkeypatch.undo()
     say = lora_share.CLAIM.judge
     given = {"base": 3.0, "adapted": 2.0, "small_alone": 2.4, "shares": [0.01, 0.02, 0.2], "effects": [0.1, 0.2, 0.3]}
     outcome = say([given], True)

@@ -55,11 +55,12 @@ class NoConnectionGradient:
         outcome = "holds" if len(held) == len(WEIGHTS) else "does not hold"
         if len(held) == 1:
             outcome = f"holds under {WEIGHTS[held[0]]}"
-        said = (f"{none[w]:.1g} of the gradient comes back to layer 1, {pre[w]:.2g} in Pre-LN" for w in WEIGHTS)
+        said = (f"{none[w]:.1g} in a network without connections, at least {pre[w]:.2g} in Pre-LN" for w in WEIGHTS)
         return Outcome(
             outcome,
             {"none": none, "pre": pre},
-            "without connections at most " + "; ".join(f"{each} ({w})" for each, w in zip(said, WEIGHTS, strict=True)),
+            "of the last layer's gradient layer 1 gets at most "
+            + "; ".join(f"{each}, {WEIGHTS[w]}" for each, w in zip(said, WEIGHTS, strict=True)),
         )
 
 

@@ -64,7 +64,7 @@ class TaskLeak:
         if forgot and leaks:
             outcome = "holds" if len(leaks) == len(PLACES) else f"holds under the {leaks[0]} state"
         losses = {place: [interval([f[place] for f in some]).mean for some in (tuned, control)] for place in PLACES}
-        said = "; ".join(f"{losses[p][0]:.2f} against {losses[p][1]:.2f} from the {p} state" for p in PLACES)
+        said = " and ".join(f"{losses[p][0]:.2f} from the {p} state (control {losses[p][1]:.2f})" for p in PLACES)
         return Outcome(
             outcome,
             {
@@ -75,7 +75,7 @@ class TaskLeak:
                 "gap_last": gaps["last"].mean,
             },
             f"fine-tuning takes the text's loss from {fmean(f['before'] for f in tuned):.2f} to "
-            f"{fmean(f['loss'] for f in tuned):.2f} nats per byte; a linear read-out still has {said} of the control",
+            f"{fmean(f['loss'] for f in tuned):.2f} nats per byte; a linear read-out still has {said}",
         )
 
 

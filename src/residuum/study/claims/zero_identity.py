@@ -55,8 +55,8 @@ class ZeroIdentity:
         return Outcome(
             "holds" if not failed and least >= MOVED else "does not hold",
             {"moved": moved, "gradient": gradient, "ordinary": least, "connections": names, "failed": failed},
-            f"{len(names)} kinds ({', '.join(names)}) move the stream by at most {moved:g}, and the smallest gradient "
-            f"at a connection is {gradient:.2g}; ordinary first weights move it by {least:.0%} of its size",
+            f"{', '.join(names)}: the stream moves by at most {moved:g}, and the smallest gradient at a connection is "
+            f"{gradient:.2g}; ordinary first weights move it by {least:.0%} of its size",
         )
 
 
