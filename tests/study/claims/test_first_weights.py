@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from residuum.model import ModelConfig, Transformer
+from residuum.model.residual.pre import Pre
 from residuum.study.claims import (
     gradient_location,
     no_connection_gradient,
@@ -51,6 +52,12 @@ def test_the_ends_of_the_stream_are_those_the_blocks_see() -> None:
             x = block(x)
         assert torch.equal(x, last)
         assert torch.equal(first, model.embedding(tokens) + model.positions(0, 4))
+
+
+def test_what_begins_the_stream_is_not_counted_as_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pre, "begin", lambda self, x: 3 * x)
+    moved = zero_identity.moved_at_start({"residual": "pre", "branch_init": "zero", "n_layers": 1, "seed": 0})["moved"]
+    assert moved == 0
 
 
 def test_writes_add_up() -> None:

@@ -97,7 +97,7 @@ def moved_at_start(settings: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def ends_of_stream(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """x before the first block, and x after the last, before a final norm."""
+    """What is read of the state before the first block, and of that after the last, before a final norm."""
     seen: list[Tensor] = []
     handles = [model.dropout.register_forward_hook(lambda _, __, x: seen.append(x))]
     if isinstance(model.final_norm, nn.Module):
@@ -105,7 +105,9 @@ def ends_of_stream(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
     out = model.states(tokens)
     for handle in handles:
         handle.remove()
-    return seen[0], seen[1] if len(seen) > 1 else out
+    # Some connections scale x on its way into the stream, or begin several streams: blocks do not do that.
+    first = model.last_residual.end(model.first_residual.begin(seen[0]))
+    return first, seen[1] if len(seen) > 1 else out
 
 
 def _name(figures: dict[str, Any]) -> str:
