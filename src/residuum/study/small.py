@@ -23,8 +23,11 @@ VOCAB = ByteTokenizer.vocab_size
 
 @dataclass(frozen=True)
 class Text:
-    """The bytes to train on and those held out. `unigram` is the held-out loss, in nats per byte, of knowing nothing
-    but how frequent each byte is."""
+    """A text as bytes, those to train on and those held out.
+
+    `unigram` is the held-out loss, in nats per byte, of knowing nothing but how frequent each byte is; `fingerprint`
+    tells the texts of different Pythons apart.
+    """
 
     train: Tokens
     held_out: Tokens

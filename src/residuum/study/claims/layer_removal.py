@@ -129,6 +129,7 @@ def rises(settings: dict[str, Any]) -> dict[str, Any]:
         "loss": loss,
         "unigram": text.unigram,
         "rises": [each - loss for each in without],
+        "text": text.fingerprint,
     }
 
 

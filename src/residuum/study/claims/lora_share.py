@@ -108,6 +108,7 @@ def shares_and_effects(settings: dict[str, Any]) -> dict[str, Any]:
         "small_alone": loss_with([place for place in everywhere if shares[place] <= SMALL]),
         "shares": shares,
         "effects": [loss_with([each for each in everywhere if each != place]) - adapted for place in everywhere],
+        "text": code.fingerprint + names.fingerprint,
     }
 
 

@@ -85,7 +85,7 @@ def gradient_by_length(settings: dict[str, Any]) -> dict[str, Any]:
         norms = [float(along(branches, arriving, subset).norm()) for subset in subsets]
         sampled.append(math.comb(n, k) * sum(norms) / len(norms))
     summed = [float(gradient.norm()) for gradient in by_length(branches, arriving)]
-    return {"steps": settings["steps"], "sampled": sampled, "summed": summed}
+    return {"steps": settings["steps"], "sampled": sampled, "summed": summed, "text": text.fingerprint}
 
 
 class BranchJacobian:

@@ -84,6 +84,7 @@ def size_by_depth(settings: dict[str, Any]) -> dict[str, Any]:
         "power": line([math.log(k) for k in range(1, len(logs))], logs[1:]).slope,
         "trend": rank_correlation(range(len(sizes)), sizes),
         "grown": sizes[-1] / sizes[0],
+        "text": text.fingerprint,
     }
 
 

@@ -72,7 +72,7 @@ def gap_of_sum(settings: dict[str, Any]) -> dict[str, Any]:
         handle.remove()
     assert len(writes) == 2 * config.n_layers
     gap = float((last - first - torch.stack(writes).sum(0)).norm() / last.norm())
-    return {"residual": settings["residual"], "steps": settings["steps"], "gap": gap}
+    return {"residual": settings["residual"], "steps": settings["steps"], "gap": gap, "text": text.fingerprint}
 
 
 CLAIM = SumOfWrites()

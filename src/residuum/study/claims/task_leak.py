@@ -103,6 +103,7 @@ def read_outs(settings: dict[str, Any]) -> dict[str, Any]:
         "loss": loss_of(model, held_out),
         "unigram": code.unigram,
         **losses,
+        "text": code.fingerprint + names.fingerprint,
     }
 
 
