@@ -45,6 +45,7 @@ def test_removing_one_branch_is_judged_in_both_networks() -> None:
     outcome = say([deep, shallow, plain], True)
     assert outcome.outcome == "holds"
     assert outcome.figures["middle"] == pytest.approx(0.1) and outcome.figures["connected_least_rise"] == 0.1
+    assert (outcome.figures["costliest"], outcome.figures["costliest_rise"]) == (1, 1.0)
     late = removal(True, 4, [1.0, *[0.5] * 6, 0.4])
     assert say([late, shallow, plain], True).outcome == "holds under plain networks alone"
     for spared in (removal(False, 1, [1.5, 0.9]), removal(False, 1, [1.5, 1.0], loss=2.8)):
