@@ -95,7 +95,7 @@ def test_a_connection_of_ones_own(theirs: Path, capsys: pytest.CaptureFixture[st
 def test_a_slip_of_one_in_ten_million_is_found(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs.write_text(THEIRS.format(slip=1e-7) + PAIR)
     text = said(capsys, "their_half:Half", status=1)
-    assert "half: autograd, 3.9e-07 at blocks.0.attn.v.bias" in text
+    assert "half: autograd, 2.1e-07 at blocks.0.ff.up.bias" in text
     assert "4 comparisons, 2 above their bound" in text
 
 

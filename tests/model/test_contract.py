@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from residuum.engine import make_engine
 from residuum.engine.check.cases import Case, cases, config, ready, tokens
 from residuum.engine.check.measure import compare, measured
-from residuum.engine.check.pair import Pair, of_module
+from residuum.engine.check.pair import Pair, of_module, same_draws
 from residuum.engine.check.stack import Stack
 from residuum.model import Block, ModelConfig, Transformer, cross_entropy, feedforward, gradient, product
 from residuum.model.attention import Attention
@@ -212,7 +212,8 @@ HALF = [
 
 def gradients_of(engine: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     model.zero_grad()
-    loss = make_engine(engine).loss_and_grads(model, batch)
+    with same_draws():
+        loss = make_engine(engine).loss_and_grads(model, batch)
     return {"loss": loss, **{name: p.grad.detach().clone() for name, p in model.named_parameters()}}
 
 

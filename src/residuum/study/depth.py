@@ -89,6 +89,10 @@ class Grid:
                 for warmup in (True, False):
                     yield connection, n_layers, warmup
 
+    def reference(self) -> list[Cell]:
+        """The cells that say what can be gained at all."""
+        return self.cells(REFERENCE, REFERENCE_LAYERS, True)
+
     def cells(self, connection: str, n_layers: int, warmup: bool) -> list[Cell]:
         """One row's cells, a seed each."""
         said = f"{connection}, {n_layers} layers, {'warm-up' if warmup else 'no warm-up'}"
@@ -209,7 +213,7 @@ def depth(
 ) -> Depths:
     """Run what is missing of the grid, and judge every row by the reference, which is run with it."""
     cells = {setting: grid.cells(*setting) for setting in grid.settings()}
-    reference = grid.cells(REFERENCE, REFERENCE_LAYERS, True)
+    reference = grid.reference()
     every = [*reference, *(cell for row in cells.values() for cell in row)]
     run(every, store, progress, shard, launch)
     results = {cell.key: store.result(cell) for cell in every}
@@ -219,7 +223,7 @@ def depth(
 
     found = figures(reference)
     unigram = found[0]["unigram_bits_per_byte"] if found else None
-    gain, skipped = _reference_gain(found)
+    gain, skipped = reference_gain(found)
     return Depths(
         grid,
         [_row(*setting, figures(row), grid.seeds, gain) for setting, row in cells.items()],
@@ -231,8 +235,9 @@ def depth(
     )
 
 
-def _reference_gain(found: list[dict[str, Any]]) -> tuple[float | None, str | None]:
-    gains = [_gain(each) for each in found]
+def reference_gain(found: list[dict[str, Any]]) -> tuple[float | None, str | None]:
+    """The mean gain of the reference's cells; else None, and why nothing can be called trained by it."""
+    gains = [gain_of(each) for each in found]
     finite = [gain for gain in gains if gain is not None]
     name = f"{REFERENCE} with {REFERENCE_LAYERS} layers and warm-up"
     if len(finite) < len(found) or not found:
@@ -246,9 +251,16 @@ def _reference_gain(found: list[dict[str, Any]]) -> tuple[float | None, str | No
     return mean, None
 
 
-def _gain(figures: dict[str, Any]) -> float | None:
+def gain_of(figures: dict[str, Any]) -> float | None:
+    """Bits per byte that `train_once` came below byte frequencies; None where it diverged."""
     bits = figures["bits_per_byte"]
     return None if bits is None else figures["unigram_bits_per_byte"] - bits
+
+
+def has_trained(figures: dict[str, Any], reference: float) -> bool:
+    """Whether `train_once` gained its share of what the reference gained, as `Row` explains."""
+    gain = gain_of(figures)
+    return gain is not None and gain >= LEAST_SHARE * reference
 
 
 def _row(
@@ -256,11 +268,11 @@ def _row(
 ) -> Row:
     bits = [f["bits_per_byte"] for f in found if f["bits_per_byte"] is not None]
     losses = [f["final_loss"] for f in found if f["final_loss"] is not None]
-    gains = [_gain(f) for f in found]
+    gains = [gain_of(f) for f in found]
     finite = [gain for gain in gains if gain is not None]
     trained = None
     if reference is not None:
-        trained = sum(gain is not None and gain >= LEAST_SHARE * reference for gain in gains)
+        trained = sum(has_trained(f, reference) for f in found)
     return Row(
         connection,
         n_layers,

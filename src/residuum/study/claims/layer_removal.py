@@ -91,8 +91,8 @@ class LayerRemoval:
             },
             f"taken out of {2 * deepest} connected branches, the first costs {fmean(first):.3f} nats per byte, a "
             f"middle one {fmean(middle):.3f}, the last {fmean(last):.3f}, the costliest (number {costliest + 1}) "
-            f"{each[costliest]:.2f}; of {len(plain[0]['rises'])} plain ones the least costs {least_plain:.2f}, of as many "
-            f"connected ones {least_shallow:.2f}",
+            f"{each[costliest]:.2f}; of {len(plain[0]['rises'])} plain ones the least costs {least_plain:.2f}, of as "
+            f"many connected ones {least_shallow:.2f}",
         )
 
 
