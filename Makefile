@@ -10,7 +10,7 @@ help:
 	@echo "make bench   speed and memory, as ratios, into benchmarks/results/"
 	@echo "make faults  plant faults in many architectures and see each caught by its rule"
 	@echo "make survey  discovery over every architecture of transformers, into docs/architectures.md"
-	@echo "make docs    write the rules' pages and the derivations' line numbers, draw the README's pictures (needs Chromium)"
+	@echo "make docs    write the rules' pages, the gallery and the derivations' lines, draw the README's pictures (needs Chromium)"
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -57,6 +57,7 @@ survey: .venv/dev
 docs: .venv/dev
 	$(BIN)/python docs/write_rule_pages.py
 	$(BIN)/python docs/write_backprop_lines.py
+	$(BIN)/python docs/write_gallery.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python docs/draw_pictures.py
 

@@ -1,0 +1,67 @@
+"""Every residual connection at 2, 8 and 24 layers, with warm-up and without: what the gallery shows of depth.
+
+The same as `residuum study depth --steps 200 --store studies/gallery`, of which it keeps what is drawn. Half an hour
+on two cores; stopped anywhere, it goes on where it was.
+
+usage: python benchmarks/depth.py [STORE]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+
+import harness
+from residuum.cli.progress import studying
+from residuum.model.residual import REGISTRY
+from residuum.study.depth import Depths, Grid, Row, depth
+from residuum.study.launch import launcher
+from residuum.study.store import Store
+
+GRID = Grid(tuple(sorted(REGISTRY)), (2, 8, 24), steps=200)
+
+
+def main(store: str) -> None:
+    with studying(Console(stderr=True)) as progress:
+        study = depth(GRID, Store(store), progress, launch=launcher("local"))
+    harness.save("depth", kept(study))
+
+
+def kept(study: Depths) -> dict[str, Any]:
+    return {
+        "command": f"residuum study depth --steps {GRID.steps}",
+        "grid": {
+            "steps": GRID.steps,
+            "d_model": GRID.d_model,
+            "lr": GRID.lr,
+            "seeds": GRID.seeds,
+            "depths": list(GRID.depths),
+        },
+        "unigram_bits_per_byte": study.unigram,
+        "reference_gain": study.reference_gain,
+        "connections": {
+            name: [row_of(row, row.n_layers == max(GRID.depths)) for row in study.rows if row.connection == name]
+            for name in study.names
+        },
+    }
+
+
+def row_of(row: Row, deepest: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "n_layers": row.n_layers,
+        "warmup": row.warmup,
+        "bits_per_byte": row.bits and row.bits.mean,
+        "half": row.bits and row.bits.half,
+        "gain": row.gain,
+        "trainable": row.said,
+    }
+    if deepest and row.warmup:  # what the first weights do is the same without
+        for key in ("state_variance", "state_gradient"):
+            found[key] = [None if x is None else float(f"{x:.4g}") for x in row.at_start[0][key]]
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "studies/gallery")
