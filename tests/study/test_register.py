@@ -14,7 +14,7 @@ from residuum.cli import main
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer
 from residuum.study.cell import Cell
-from residuum.study.claims import CLAIMS, Outcome
+from residuum.study.claims import CLAIMS, Outcome, Undecided
 from residuum.study.claims.identity_gradient import CLAIM, _gaps_of_additions
 from residuum.study.register import chosen, judge
 from residuum.study.store import Store
@@ -84,6 +84,18 @@ def test_a_claim_waits_for_its_missing_cells(doubles: None, tmp_path: Path) -> N
     assert (whole.said, whole.missing) == ("does not hold", 0)
     (quick,) = judge(chosen("doubles"), store, quick=True)
     assert quick.said == "holds under x = 2"
+
+
+def test_an_experiment_that_says_nothing_says_so(tmp_path: Path) -> None:
+    class Unsure(type(CLAIMS[0])):
+        def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
+            raise Undecided("the reference learned nothing")
+
+    claim = Unsure()
+    claim.cells = lambda quick: []
+    (found,) = judge([claim], Store(tmp_path))
+    assert (found.said, found.sentence) == ("not judged", "the reference learned nothing")
+    assert found.to_dict()["outcome"] == "not judged"
 
 
 def test_an_outcome_is_one_of_three() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from residuum.errors import InputError
-from residuum.study.claims import CLAIMS, Claim, Outcome
+from residuum.study.claims import CLAIMS, Claim, Outcome, Undecided
 from residuum.study.launch import Launch, locally
 from residuum.study.run import Progress, run
 from residuum.study.store import Store
@@ -18,12 +18,16 @@ SCHEMA = "residuum.study.claims/1"
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and its outcome, which is None while cells are `missing`; `seconds` is what the finished ones took."""
+    """A claim and its outcome, which is None while cells are `missing`, or where they say nothing and `undecided` why.
+
+    `seconds` is what the finished cells took.
+    """
 
     claim: Claim
     outcome: Outcome | None
     missing: int
     seconds: float
+    undecided: str | None = None
 
     @property
     def said(self) -> str:
@@ -32,6 +36,8 @@ class Judged:
 
     @property
     def sentence(self) -> str:
+        if self.undecided:
+            return self.undecided
         if self.outcome is None:
             return f"{self.missing} of its cells are not finished: run the other shards, then the same command again"
         return self.outcome.sentence
@@ -81,8 +87,11 @@ def judge(
     for claim in claims:
         found = [store.result(cell) for cell in cells[claim.id]]
         finished = [result for result in found if result is not None]
-        whole = len(finished) == len(found)
-        outcome = claim.judge([result.figures for result in finished], quick) if whole else None
-        seconds = sum(result.seconds for result in finished)
-        judged.append(Judged(claim, outcome, len(found) - len(finished), seconds))
+        missing, seconds = len(found) - len(finished), sum(result.seconds for result in finished)
+        outcome = undecided = None
+        try:
+            outcome = claim.judge([result.figures for result in finished], quick) if not missing else None
+        except Undecided as error:
+            undecided = str(error)
+        judged.append(Judged(claim, outcome, missing, seconds, undecided))
     return judged

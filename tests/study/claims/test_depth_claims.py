@@ -16,7 +16,7 @@ from residuum.study.claims import (
     pre_norm_depth,
     two_hundred_layers,
 )
-from residuum.study.claims.claim import Outcome
+from residuum.study.claims.claim import Outcome, Undecided
 from residuum.study.depth import REFERENCE_LAYERS
 
 UNIGRAM, REFERENCE_BITS = 4.5, 3.5
@@ -65,7 +65,7 @@ def test_warmup() -> None:
 
 def test_a_reference_that_learned_nothing_judges_nobody() -> None:
     count = len(pre_norm_depth.CLAIM.cells(True))
-    with pytest.raises(ValueError, match=r"less than 0\.2: give more --steps"):
+    with pytest.raises(Undecided, match=r"less than 0\.2: give more --steps"):
         pre_norm_depth.CLAIM.judge([{"bits_per_byte": 4.4, "unigram_bits_per_byte": UNIGRAM}] * count, True)
 
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from residuum.study.claims.claim import Claim, Outcome
+from residuum.study.claims.claim import Claim, Outcome, Undecided
 
 CLAIMS: list[Claim] = [
     module.CLAIM
@@ -11,4 +11,4 @@ CLAIMS: list[Claim] = [
     if hasattr(module, "CLAIM")
 ]
 
-__all__ = ["CLAIMS", "Claim", "Outcome"]
+__all__ = ["CLAIMS", "Claim", "Outcome", "Undecided"]

@@ -24,6 +24,10 @@ class Outcome:
             raise ValueError(f"{self.outcome!r} is no outcome: holds, does not hold, or holds under ...")
 
 
+class Undecided(Exception):
+    """The experiment says neither yes nor no, and why."""
+
+
 class Claim(Protocol):
     """A statement with its `source`, the `experiment` in words, the `metric`, and the `threshold` that decides.
 
@@ -42,4 +46,4 @@ class Claim(Protocol):
         """The cells whose figures are judged."""
 
     def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
-        """The outcome of the figures of `cells(quick)`, in their order."""
+        """The outcome of the figures of `cells(quick)`, in their order. Raises `Undecided` if they say nothing."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from residuum.study.cell import Cell
+from residuum.study.claims.claim import Undecided
 from residuum.study.depth import Grid, gain_of, has_trained, reference_gain
 
 TRAINED = (
@@ -57,10 +58,10 @@ class Trial:
         ]
 
     def verdicts(self, figures: list[dict[str, Any]]) -> dict[Setting, Verdict]:
-        """What the figures of `cells` say. Raises `ValueError` if the reference itself has learned too little."""
+        """What the figures of `cells` say. Raises `Undecided` if the reference itself has learned too little."""
         (reference, skipped), rest = reference_gain(figures[: self.grid.seeds]), figures[self.grid.seeds :]
         if reference is None:
-            raise ValueError(skipped)
+            raise Undecided(skipped)
         found = {}
         for number, setting in enumerate(self.settings):
             rows = rest[number * self.seeds : (number + 1) * self.seeds]

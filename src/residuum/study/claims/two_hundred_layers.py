@@ -37,7 +37,7 @@ class TwoHundredLayers:
 
 
 def _trial(quick: bool) -> Trial:
-    grid = Grid(("weighted", "rezero", "deepnorm"), (DEEP,), steps=120 if quick else 1000)
+    grid = Grid(("weighted", "rezero", "deepnorm"), (DEEP,), steps=300 if quick else 1000)
     return Trial(grid, tuple(Setting(name, DEEP, True) for name in grid.connections), 1 if quick else 3)
 
 
