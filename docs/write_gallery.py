@@ -1,7 +1,7 @@
 """Write docs/gallery/: a card for each residual connection, from its own docstring and from what was measured.
 
-`make docs` runs it. Cost is in benchmarks/results/residuals.json, behaviour at depth in benchmarks/results/depth.json;
-what they do not have, a card says was not measured.
+`make docs` runs it. In benchmarks/results/ cost is in residuals.json, behaviour at depth in depth.json, first weights
+in first_weights.json; what they do not have, a card says was not measured.
 """
 
 from __future__ import annotations
@@ -26,49 +26,58 @@ LAYERS = 24
 INTRODUCTION = """\
 # Residual connections
 
-Choose one by its name: `residuum train quick --model.residual {example}`. Each card is written by `make docs` from the
-connection's own file and from measurements, which two commands repeat. *Cost* is training throughput against Pre-LN of
-the same model (`python benchmarks/residuals.py`: {shape}; {machine}). *Depth* is held-out bits per byte of tiny models
-of the standard library's text (`python benchmarks/depth.py`: width {d_model}, {steps} steps, {seeds} seeds, mean and
-95% interval; byte frequencies alone need {unigram:.2f}); a connection trains if every seed gains at least a quarter of
-what two layers of Pre-LN gain. So few steps tell what trains at all, not what is best: differences between those that
-train are no ranking. The pictures show first weights at {layers} layers: how large the stream is after each layer, and
-the loss's gradient there, Pre-LN's in grey.
+Choose one by its name: `residuum train quick --model.residual deepnorm`. Each card is written by `make docs` from the
+connection's own file and from measurements that anybody can repeat.
 
-| connection | formula of one sub-layer | cost: autograd, explicit | trains at {layers} layers |
+"""
+TABLE = f"""\
+| connection | formula of one sub-layer | cost: autograd, explicit | trains at {LAYERS} layers |
 |---|---|---|---|
 """
 
 
 def pages() -> dict[str, str]:
     """Every file's text by its name."""
-    cost, depth = _results("residuals"), _results("depth")
+    cost, depth, first = (_results(name) for name in ("residuals", "depth", "first_weights"))
     names = sorted(REGISTRY, key=lambda name: (name != "pre", name))
     rows = [
         f"| [{name}](#{name}) | {_code(_formula(REGISTRY[name]))} "
         f"| {_short_cost(name, cost)} | {_short_depth(name, depth)} |"
         for name in names
     ]
-    shape, grid = cost.get("shape", {}), depth.get("grid", {})
-    made_with = cost.get("made_with", {})
-    introduction = INTRODUCTION.format(
-        example="deepnorm",
-        shape=f"{shape.get('n_layers')} layers of width {shape.get('d_model')}, {shape.get('tokens'):,} tokens a step",
-        machine=made_with.get("machine"),
-        unigram=depth.get("unigram_bits_per_byte"),
-        layers=LAYERS,
-        **{key: grid.get(key) for key in ("d_model", "steps", "seeds")},
-    )
-    cards = [_card(name, REGISTRY[name], cost, depth) for name in names]
-    pictures = {f"{name}.svg": picture for name in names if (picture := _picture(name, depth))}
-    return {"README.md": introduction + "\n".join(rows) + "\n\n" + "\n\n".join(cards) + "\n", **pictures}
+    cards = [_card(name, REGISTRY[name], cost, depth, first) for name in names]
+    pictures = {f"{name}.svg": _picture(name, first) for name in names if name in first["connections"]}
+    text = INTRODUCTION + _how_measured(cost, depth, first) + TABLE + "\n".join(rows) + "\n\n" + "\n\n".join(cards)
+    return {"README.md": text + "\n", **pictures}
 
 
 def _results(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else {"connections": {}}
 
 
-def _card(name: str, kind: type[Residual], cost: dict[str, Any], depth: dict[str, Any]) -> str:
+def _how_measured(cost: dict[str, Any], depth: dict[str, Any], first: dict[str, Any]) -> str:
+    shape, grid = cost["shape"], depth.get("grid")
+    lines = [
+        f"- *Cost* is training throughput against Pre-LN of the same model, {shape['n_layers']} layers of width "
+        f"{shape['d_model']}, {shape['tokens']:,} tokens a step, median and quartiles "
+        f"(`python benchmarks/residuals.py`; {cost['made_with']['machine']}).",
+        f"- The pictures show first weights at {first['shape']['n_layers']} layers: how large the stream is after each "
+        "layer, and the loss's gradient there, Pre-LN's in grey (`python benchmarks/first_weights.py`).",
+        "- *Depth* is not measured yet (`python benchmarks/depth.py`).",
+    ]
+    if grid:
+        lines[-1] = (
+            "- *Depth* is held-out bits per byte of tiny models of the standard library's text, "
+            f"{grid['steps']} steps, width {grid['d_model']}, mean and 95% interval of {grid['seeds']} seeds (`python "
+            f"benchmarks/depth.py`); byte frequencies alone need {depth['unigram_bits_per_byte']:.2f}. A connection "
+            "trains if every seed gains a quarter of what two layers of Pre-LN gain. So few steps tell what trains at "
+            "all, not what is best: differences between those that train are no ranking."
+        )
+    return "\n".join(lines) + "\n\n"
+
+
+def _card(name: str, kind: type[Residual], cost: dict[str, Any], depth: dict[str, Any], first: dict[str, Any]) -> str:
     file = Path(inspect.getfile(kind)).name
     facts = [
         f"Use: {kind.use}" if kind.use else "",
@@ -82,7 +91,7 @@ def _card(name: str, kind: type[Residual], cost: dict[str, Any], depth: dict[str
         _prose(inspect.getdoc(kind) or ""),
         "  \n".join(fact for fact in facts if fact),
         _depth_table(name, depth),
-        f"![{name} at its first weights]({name}.svg)" if _picture(name, depth) else "",
+        f"![{name} at its first weights]({name}.svg)" if name in first["connections"] else "",
         f"[{file}]({SOURCE}/{file})",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -160,19 +169,13 @@ def _cell(row: dict[str, Any]) -> str:
     return bits if row["trainable"] == "trainable" else f"{bits}, {row['trainable']}"
 
 
-def _picture(name: str, depth: dict[str, Any]) -> str | None:
-    seen = {
-        who: next((row for row in _rows(who, depth) if "state_variance" in row), None)
-        for who in dict.fromkeys((name, "pre"))
-    }
-    if seen[name] is None:
-        return None
+def _picture(name: str, first: dict[str, Any]) -> str:
+    seen = {who: first["connections"][who] for who in dict.fromkeys((name, "pre"))}
     charts = []
     for key, title in (("state_variance", "variance of the stream"), ("state_gradient", "gradient's norm")):
         values = [
             {"layer": layer, "value": value, "who": who}
             for who, row in seen.items()
-            if row
             for layer, value in enumerate(row[key])
             if value is not None and value > 0
         ]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from residuum.model.residual import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 BACKPROP = sorted((ROOT / "docs" / "backprop").glob("*.md"))
-EXECUTED = [*BACKPROP, ROOT / "docs" / "loose-formulas.md"]
+EXECUTED = [*BACKPROP, ROOT / "docs" / "loose-formulas.md", ROOT / "docs" / "gallery" / "README.md"]
 
 
 def python_blocks(page: str) -> list[str]:
@@ -74,12 +75,29 @@ def test_what_pages_derive_or_say_is_so(page: Path) -> None:
         exec(compile(above + block[1], str(page), "exec"), names)
 
 
-def test_every_derivation_names_the_lines_it_lives_on_now() -> None:
-    spec = importlib.util.spec_from_file_location("write_backprop_lines", ROOT / "docs" / "write_backprop_lines.py")
+def script(name: str) -> ModuleType:
+    """One of those that write pages."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    writer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(writer)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gallery_has_a_card_for_every_connection_as_it_is_now() -> None:
+    folder, pages = ROOT / "docs" / "gallery", script("write_gallery").pages()
+    assert (folder / "README.md").read_text() == pages["README.md"], "run python docs/write_gallery.py"
+    own = {name for name, kind in REGISTRY.items() if kind.__module__.startswith("residuum.")}
+    assert {path.stem for path in folder.glob("*.svg")} == own
+    for name in own:
+        card = pages["README.md"].split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert "https://" in card or name == "none", name
+        assert "Use: " in card, name
+
+
+def test_every_derivation_names_the_lines_it_lives_on_now() -> None:
+    writer = script("write_backprop_lines")
     committed = {page.name: page.read_text() for page in BACKPROP}
     stale = [name for name, text in writer.pages().items() if text != committed[name]]
     assert not stale, "run python docs/write_backprop_lines.py"

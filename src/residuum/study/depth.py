@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from residuum.errors import InputError
 from residuum.model import ModelConfig
@@ -48,6 +48,7 @@ class Grid:
     d_model: int = 32
     lr: float = 1e-3
     source: str = "stdlib"
+    branch_init: Literal["residual", "gpt2", "zero"] = "residual"
 
     def __post_init__(self) -> None:
         for name in self.connections:
@@ -76,7 +77,8 @@ class Grid:
             ),
             DataConfig(source=self.source, max_bytes=2_000_000),
             ModelConfig(
-                context=CONTEXT, d_model=self.d_model, n_heads=heads, n_layers=n_layers, residual=connection
+                context=CONTEXT, d_model=self.d_model, n_heads=heads, n_layers=n_layers, residual=connection,
+                branch_init=self.branch_init,
             ),
             OptimConfig(batch_size=BATCH, lr=self.lr, min_lr=self.lr / 10, warmup=warm),
             engine=engine_for(connection),

@@ -24,13 +24,15 @@ TRAINED, FAILED = 3.9, 4.4  # 60% and 10% of what the reference gained
 
 
 def judged(module: Any, bits: dict[Any, float | None], quick: bool = True) -> Outcome:
-    """The outcome if held-out text costs `bits` of (connection, layers, warm-up, lr), or of as much as is given."""
+    """The outcome if text costs `bits` of (connection, layers, warm-up, lr, weights), or of as much as is given."""
     figures = []
     for cell in module.CLAIM.cells(quick):
         model, optim = cell.settings["model"], cell.settings["optim"]
-        key = model["residual"], model["n_layers"], optim["warmup"] > 0, optim["lr"]
+        key = model["residual"], model["n_layers"], optim["warmup"] > 0, optim["lr"], model["branch_init"]
         reference = key[:2] == ("pre", REFERENCE_LAYERS)
-        value = REFERENCE_BITS if reference else next(b for k, b in bits.items() if k in (key, key[:3], key[0]))
+        value = (
+            REFERENCE_BITS if reference else next(b for k, b in bits.items() if k in (key, key[:4], key[:3], key[0]))
+        )
         figures.append({"bits_per_byte": value, "unigram_bits_per_byte": UNIGRAM})
     return module.CLAIM.judge(figures, quick)
 
@@ -56,10 +58,12 @@ def test_warmup() -> None:
     assert judged(post_norm_warmup, {with_it: TRAINED, without: FAILED}).outcome == "holds"
     assert judged(post_norm_warmup, {with_it: TRAINED, without: TRAINED}).outcome == "does not hold"
     assert judged(post_norm_warmup, {with_it: FAILED, without: FAILED}).outcome == "does not hold"
-    full = {(*with_it, 1e-3): TRAINED, (*with_it, 5e-4): FAILED, (*with_it, 2e-3): FAILED, "post": FAILED}
+    gpt2 = judged(post_norm_warmup, {(*with_it, 1e-3, "gpt2"): TRAINED, "post": FAILED})
+    assert gpt2.outcome == "holds under 14 layers at 0.001 from GPT-2's weights"
+    full = {(*with_it, 1e-3, "residual"): TRAINED, "post": FAILED}
     found = judged(post_norm_warmup, full, quick=False)
-    assert found.outcome == "holds under 14 layers at 0.001"
-    deep = judged(post_norm_warmup, {("post", 24, True, 2e-3): TRAINED, **full}, quick=False)
+    assert found.outcome == "holds under 14 layers at 0.001 from Xavier's weights"
+    deep = judged(post_norm_warmup, {("post", 24, True, 3e-3): TRAINED, **full}, quick=False)
     assert deep.outcome == "holds"
 
 

@@ -20,6 +20,8 @@ class Weighted(Scaled):
     dL/dx = g + α (J_f J_norm)ᵀ g. First weights are plain: n writes of variance v, each scaled by 1/√n, add v to the
     stream whatever n is, so at the start this is the very function that GPT-2's first weights give, which are divided
     by √n where here the write is. In training it is another: a step of Adam, as long here as there, moves a write by α.
+
+    Source: scaled sums, Hanin, Rolnick 2018, https://arxiv.org/abs/1803.01719.
     """
 
     use = "To measure what the strength of the branches does, all else equal; α = 1 is pre-norm."
