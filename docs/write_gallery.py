@@ -104,7 +104,9 @@ def _formula(kind: type[Residual]) -> str:
 
 def _prose(doc: str) -> str:
     """A docstring as Markdown: links that can be clicked, and no underscore that Markdown would take for its own."""
-    first, *rest = re.sub(r"([*_])", r"\\\1", doc).split("\n", 1)
+    parts = doc.split("`")  # every other one is code, which Markdown leaves as it is
+    parts[::2] = [re.sub(r"([*_])", r"\\\1", part) for part in parts[::2]]
+    first, *rest = "`".join(parts).split("\n", 1)
     text = f"**{first}**\n\n{''.join(rest).strip()}"
     return re.sub(r"https://\S+?(?=[.,;]?(?:\s|$))", lambda link: f"<{link[0].replace(chr(92), '')}>", text)
 

@@ -110,9 +110,9 @@ def test_a_connection_without_a_pair_is_skipped_aloud(theirs: Path, capsys: pyte
     ("content", "target", "message"),
     [
         ("Half = 3", "their_half:Half", "is no residual connection: give package.module:Class"),
-        ("", "their_half:Half", "is no residual connection"),
+        ("", "their_half:Half", "module their_half has no Half: name the class"),
         ("1 / 0", "their_half:Half", "importing their_half raised ZeroDivisionError"),
-        ("", "nowhere.at_all:Half", "importing nowhere.at_all raised ModuleNotFoundError"),
+        ("", "nowhere.at_all:Half", "there is no module nowhere, here or where Python looks"),
         ("", ":Half", "importing nothing raised ValueError"),
     ],
 )

@@ -197,6 +197,7 @@ HALF = [
     {"residual": "gru"},
     {"residual": "deepnorm", "branch_init": "gpt2"},
     {"residual": "admin", "branch_init": "gpt2"},
+    {"residual": "sandwich"},
     {"residual": "layerscale", "bias": True},
     {"residual": "rezero"},
     {"residual": "stochastic-depth", "residual_drop": 0.5},

@@ -107,6 +107,13 @@ def test_every_parameter_gets_a_gradient() -> None:
         assert [name for name in silent if not name.endswith("attn.k.bias")] == []
 
 
+@pytest.mark.parametrize("residual", sorted(REGISTRY))
+def test_a_model_without_memory_runs(residual: str) -> None:
+    with torch.device("meta"):
+        model = build(residual=residual)
+        assert model(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 31)
+
+
 def test_too_long_says_so(tiny: Transformer) -> None:
     with pytest.raises(ValueError, match="13 tokens are more than the model's context of 12"):
         tiny(torch.zeros(1, 13, dtype=torch.long))

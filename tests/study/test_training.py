@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from residuum.model import ModelConfig, Transformer
 from residuum.model.residual import REGISTRY
+from residuum.study import training
 from residuum.study.cell import Cell
 from residuum.study.store import Store
 from residuum.study.training import engine_for, look, train_once, training_cell
@@ -112,3 +114,37 @@ def test_cost_grows_with_depth_and_steps(text_folder: Path) -> None:
     small, deep = (training_cell(recipe(text_folder, n_layers=layers), "") for layers in (2, 8))
     assert isinstance(small, Cell) and 2 < deep.cost / small.cost < 4
     assert "dir" not in small.settings["run"]
+
+
+def test_another_text_or_another_code_is_another_cell(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(residual: str) -> str:
+        training._fingerprint.cache_clear()
+        monkeypatch.delitem(sys.modules, "mine_of_a_cell", raising=False)
+        REGISTRY.pop("mine-of-a-cell", None)
+        recipe = Recipe(data=DataConfig(source=str(folder)), model=ModelConfig(residual=residual))
+        return training_cell(recipe, "").key
+
+    folder, code = tmp_path / "text", tmp_path / "mine_of_a_cell.py"
+    shutil.copytree(text_folder, folder)
+    code.write_text(MINE.format(factor=0.5))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = key("pre"), key("mine_of_a_cell:Mine")
+    assert (key("pre"), key("mine_of_a_cell:Mine")) == before
+    code.write_text(MINE.format(factor=-300.0))
+    assert key("pre") == before[0] and key("mine_of_a_cell:Mine") != before[1]
+    next(folder.iterdir()).write_text("another text\n" * 200)
+    assert key("pre") != before[0]
+    REGISTRY.pop("mine-of-a-cell", None)
+
+
+MINE = """
+from residuum.model.residual import Residual, register
+
+@register("mine-of-a-cell")
+class Mine(Residual):
+    def forward(self, x, branch, *args):
+        return x + {factor} * branch(x, *args)
+"""

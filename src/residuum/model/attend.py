@@ -52,19 +52,27 @@ def naive(
 
 
 def naive_backward(
-    dy: Queries, q: Queries, k: Keys, v: Keys, y: Queries, pattern: Tensor, dropped: Tensor | None, dropout: Dropout
+    dy: Queries,
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    y: Queries,  # noqa: ARG001 - the other ways need it
+    pattern: Tensor,
+    dropped: Tensor | None,
+    dropout: Dropout,
 ) -> tuple[Queries, Keys, Keys]:
     """dv = D(P)ᵀ dy, dP = D(dy vᵀ), dS = P ⊙ (dP − Σ P ⊙ dP), dq = dS k / √d_head, dk = dSᵀ q / √d_head.
 
     D is dropout with the mask of the forward. A row of softmax sums to one whatever its scores, so what all of a row's
-    dP have in common is taken off; that sum over keys is Σ dy ⊙ y. Query heads that share a head of keys each give it
+    dP have in common is taken off. That sum over keys is Σ dy ⊙ y too, but rounded otherwise: one key alone would get a
+    little where it should get nothing. Query heads that share a head of keys each give it
     a gradient, and it receives the sum.
     """
     scale = q.shape[-1] ** -0.5
     keys, values = _shared(k, q), _shared(v, q)
     dv = dropout.explicit_backward(pattern, dropped).mT @ dy
     dpattern = dropout.explicit_backward(dy @ values.mT, dropped)
-    dscores = pattern * (dpattern - (dy * y).sum(-1, keepdim=True))
+    dscores = pattern * (dpattern - (pattern * dpattern).sum(-1, keepdim=True))
     dq, dk = dscores @ keys * scale, dscores.mT @ q * scale
     return dq, _summed(dk, k), _summed(dv, v)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +14,7 @@ from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
 from residuum.model.gradient import Saved, accumulate_product
 from residuum.model.linear import Linear
-from residuum.model.precision import at_least_float32
+from residuum.model.precision import at_least_float32, without_autocast
 
 
 class Routing(NamedTuple):
@@ -94,7 +93,7 @@ class MixtureOfExperts(nn.Module):
         return [part for inner, _ in paths for part in inner], [part for _, last in paths for part in last]
 
     def _route(self, rows: Float[Tensor, "tokens d_model"]) -> Routing:
-        with _no_autocast(rows):
+        with without_autocast(rows):
             p = F.softmax(F.linear(at_least_float32(rows), at_least_float32(self.router.weight)), -1)
         chosen = p.topk(self.k).indices
         every = chosen.flatten()
@@ -120,7 +119,7 @@ class MixtureOfExperts(nn.Module):
         if self.asked is not None:
             dp += self.asked.scale * self.balance * len(self.experts) / len(p) * self._shares(routing)
         dlogits = p * (dp - (p * dp).sum(-1, keepdim=True))
-        with _no_autocast(rows):
+        with without_autocast(rows):
             accumulate_product(self.router.weight, dlogits, at_least_float32(rows))
             return (dlogits @ at_least_float32(self.router.weight)).to(rows.dtype)
 
@@ -171,8 +170,3 @@ class Balance:
 
 def _scaled(rows: Float[Tensor, "own d_model"], weights: Float[Tensor, "own"], dtype: torch.dtype) -> Tensor:
     return (rows * weights.unsqueeze(-1)).to(dtype)
-
-
-def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

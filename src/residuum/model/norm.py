@@ -31,6 +31,8 @@ class LayerNorm(nn.Module):
 
     def explicit_forward(self, x: Rows) -> tuple[Rows, Saved]:
         """Keeps x and two numbers a row, mean and 1/√(var + ε): all else is cheaper to compute again."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = at_least_float32(x)  # a branch's write may be less, and what comes back is not
         y, mean, rstd = torch.native_layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
         return y, (x, mean, rstd)
 

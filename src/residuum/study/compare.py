@@ -31,7 +31,7 @@ def recipes(a: str, b: str, n_layers: int | None = None, steps: int | None = Non
 
     `n_layers` and `steps` replace what both have. Raises `InputError` for a mixture, or recipes that read other text.
     """
-    kinds = [name in REGISTRY for name in (a, b)]
+    kinds = [name in REGISTRY or ":" in name for name in (a, b)]
     if all(kinds):
         layers, steps = 8 if n_layers is None else n_layers, 1000 if steps is None else steps
         one, other = (Grid((name,), (layers,), steps=steps).recipe(name, layers, True, 0) for name in (a, b))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from importlib import import_module
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 from residuum.errors import InputError
@@ -51,10 +52,8 @@ def on_cores(workers: int) -> Launch:
                     _check(jobs[job], store, job.result)
                     yield jobs[job]
             except BaseException:  # an interruption, or a cell that failed: none of the others is waited for
-                pool.shutdown(wait=False, cancel_futures=True)
                 for process in set(active_children()).difference(others):
                     process.kill()
-                    process.join()
                 raise
 
     return launch
@@ -64,7 +63,16 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to answer
+
+
+def _leave_with_parent() -> None:
+    """A parent that was killed cannot tell its processes; what they have finished is in the store."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def on_ray(cells: list[Cell], store: Store) -> Iterator[Cell]:

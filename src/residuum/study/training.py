@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from residuum.stream import TraceError, flow
 from residuum.study.cell import Cell, experiment
 from residuum.train import Recipe, RunFolder, train
 from residuum.train.batches import Batches
+from residuum.train.checkpoint import sha256_of
 from residuum.train.evaluate import unigram_bits_per_byte
 from residuum.train.loop import Diverged, new_model
 from residuum.train.recipe import DataConfig, as_dict, recipe_from
@@ -29,15 +31,37 @@ LAST = 0.1
 LOOK = 8
 
 
+DEPENDS = "depends_on"
+"""Checksums, among a cell's settings, of what a recipe only names: another text is another cell."""
+
+
 def training_cell(recipe: Recipe, label: str) -> Cell:
     """`train_once` with a recipe as its settings. Its run has a folder of its own, whatever run.dir says."""
     settings = as_dict(recipe)
     settings["run"].pop("dir", None)
+    settings[DEPENDS] = {"text": _fingerprint(recipe.data), "connection": _source(recipe.model.residual)}
     run, model, optim = recipe.run, recipe.model, recipe.optim
     tokens = optim.batch_size * optim.accumulate * model.context
     # A tiny step is all calls, a larger one all products: 12 d_model² of them a token and layer.
     each = 1 + tokens * 12 * model.d_model**2 / 4e6
     return Cell(f"{__name__}:train_once", settings, run.steps * (2 + model.n_layers) * each, label)
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(config: DataConfig) -> str:
+    return read_corpus(config).fingerprint
+
+
+def _source(residual: str) -> str | None:
+    """Of somebody's own connection the checksum of its file, if it stands in one; None of ours, whose code is the
+    experiment's."""
+    kind = residual_named(residual)
+    if kind.__module__.startswith("residuum."):
+        return None
+    try:
+        return sha256_of(Path(inspect.getfile(kind)))
+    except (OSError, TypeError):  # typed into an interpreter
+        return None
 
 
 def engine_for(residual: str) -> str:
@@ -54,6 +78,7 @@ def train_once(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     `final_loss` is the mean over the last tenth of the steps. A run that diverged has `diverged_at`, the step at which
     something was not finite, and neither final loss nor bits per byte. `at_start` is what `look` saw.
     """
+    settings.pop(DEPENDS, None)
     recipe = recipe_from(settings, "the cell's settings")
     text = _text(recipe.data)
     device = torch.device("cpu")

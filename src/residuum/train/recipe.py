@@ -14,7 +14,7 @@ from residuum.engine import make_engine
 from residuum.errors import InputError
 from residuum.fields import check_fields, check_range
 from residuum.model.config import ModelConfig
-from residuum.model.residual import residual_named
+from residuum.model.residual import residual_of
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -139,7 +139,7 @@ class Recipe:
     number in plain Python, for tiny models on the cpu."""
 
     def __post_init__(self) -> None:
-        residual_named(self.model.residual)
+        residual_of(self.model)
         if not self.model.causal or self.model.head == "none":
             raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
         make_engine(self.engine, self.run.keep, self.run.compile).check(self.model)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved, accumulate
 from residuum.model.norm import make_norm
-from residuum.model.precision import at_least_float32
+from residuum.model.precision import at_least_float32, without_autocast
 from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined, register
 
 Query = Float[Tensor, "d_model"]
@@ -110,7 +110,7 @@ def naive(query: Query, vs: Sequence[Stream], eps: float) -> Stream:
 
 def fused(query: Query, vs: Sequence[Stream], rs: Sequence[Rows]) -> tuple[Stream, Depths, Depths]:
     """The same h, scores s_i = r_i wᵀ v_i and pattern α: each v_i is read twice, and none is copied."""
-    with torch.autocast(query.device.type, enabled=False):  # scores are sums over d_model
+    with without_autocast(query):  # scores are sums over d_model
         wide = at_least_float32(query)
         scores = torch.stack([r * (at_least_float32(v) @ wide)[..., None] for v, r in zip(vs, rs, strict=True)])
     pattern = scores.softmax(0)

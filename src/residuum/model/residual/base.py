@@ -159,7 +159,10 @@ def residual_named(name: str) -> type[Residual]:
     if ":" in name:
         return _imported(name)
     if name not in REGISTRY:
-        raise InputError(f"model.residual = '{name}' is no residual connection: choose {', '.join(sorted(REGISTRY))}")
+        raise InputError(
+            f"model.residual = '{name}' is no residual connection: choose {', '.join(sorted(REGISTRY))}, "
+            "or package.module:Class, one of your own"
+        )
     return REGISTRY[name]
 
 
@@ -187,10 +190,18 @@ def _imported(target: str) -> type[Residual]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise InputError(f"'{target}': there is no module {error.name}, here or where Python looks: name it") from error
     except Exception as error:
-        raise InputError(f"'{target}': importing {module or 'nothing'} raised {error!r}: mend it") from error
+        where = f"{Path(error.filename or '').name}:{error.lineno}: " if isinstance(error, SyntaxError) else ""
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise InputError(
+            f"'{target}': importing {module or 'nothing'} raised {type(error).__name__} ({where}{said}): mend it"
+        ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
+    if found is None:
+        raise InputError(f"'{target}': module {module} has no {attribute or 'empty name'}: name the class")
     if not (isinstance(found, type) and issubclass(found, Residual)):
         raise InputError(f"'{target}' is no residual connection: give package.module:Class of a subclass of Residual")
     if REGISTRY.get(getattr(found, "name", "")) is not found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved, accumulate
 from residuum.model.norm import make_norm
+from residuum.model.precision import without_autocast
 from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined
 
 STREAMS = 4
@@ -92,12 +92,12 @@ class Streams(Residual):
     def explicit_forward(self, state: States, branch: Branch, *args: Any) -> tuple[States, Saved]:
         """Forgets what the branch reads and its norm, which are cheaper to compute again than to keep."""
         rows = state.flatten(0, 1)
-        with exactly(rows):
+        with without_autocast(rows):
             table, of_table = self.explicit_table(rows)
             read = weighted(table[..., :1], rows).view(*state.shape[:2], -1)
         normed, (_, *of_norm) = self.norm.explicit_forward(read)
         write, (_, *of_branch) = branch.explicit_forward(normed, *args)
-        with exactly(rows):
+        with without_autocast(rows):
             y = weighted(table[..., 1:-1], rows)
             add_outer(y, table[..., -1], write.flatten(0, 1))
         return y.view(state.shape), (branch, state, table, write, of_table, of_norm, of_branch)
@@ -105,13 +105,13 @@ class Streams(Residual):
     def explicit_backward(self, dstate: States, saved: Saved, parts: Receiver | None = None) -> States:
         branch, state, table, write, of_table, of_norm, of_branch = saved
         rows, dy = state.flatten(0, 1), dstate.flatten(0, 1).contiguous()
-        with exactly(rows):
+        with without_autocast(rows):
             of_norm = (weighted(table[..., :1], rows).view(write.shape), *of_norm)
             dwrite = weighted(table[..., -1:], dy).view(write.shape).to(write.dtype)
         dnormed = branch.explicit_backward(dwrite, (self.norm.explicit_again(of_norm), *of_branch))
         dread = self.norm.explicit_backward(dnormed, of_norm).flatten(0, 1)
 
-        with exactly(rows):
+        with without_autocast(rows):
             identity = weighted(table[..., 1:-1].mT, dy)
             into = identity if parts is None else torch.zeros_like(identity)
             dtable = dtable_of(table, rows, dread, dy)
@@ -141,7 +141,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, state: States, connection: Streams, *weights: Tensor) -> tuple[Tensor, States, Tensor]:
-        with exactly(state):
+        with without_autocast(state):
             rows = state.flatten(0, 1).contiguous()
             table, ctx.of_table = connection.explicit_table(rows)
             read, mixed = weighted(table[..., :1], rows), weighted(table[..., 1:-1], rows)
@@ -156,7 +156,7 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, dread: Tensor, dmixed: States, dwrite: Tensor) -> tuple[Any, ...]:
         state, table = ctx.saved_tensors
         rows, dread, dy = state.flatten(0, 1).contiguous(), dread.flatten(0, 1).contiguous(), dmixed.flatten(0, 1)
-        with exactly(state):
+        with without_autocast(state):
             dy = dy.contiguous()
             dtable = dtable_of(table, rows, dread, dy)
             dtable[..., -1] = dwrite
@@ -180,18 +180,11 @@ class _Write(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dstate: States) -> tuple[States, Tensor, Stream]:
         weight, write = ctx.saved_tensors
-        with exactly(dstate):
+        with without_autocast(dstate):
             dy = dstate.flatten(0, 1).contiguous()
             dweight = dots(dy, write.flatten(0, 1)).to(weight.dtype)
             dwrite = weighted(weight.unsqueeze(-1), dy).view(write.shape)
         return dstate, dweight, dwrite.to(write.dtype)
-
-
-def exactly(x: Tensor) -> AbstractContextManager[Any]:
-    """Without autocast: coefficients in half precision would be felt in all that follows."""
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def weighted(weights: Float[Tensor, "rows n m"], rows: Rows) -> Float[Tensor, "rows m d_model"]:
