@@ -121,13 +121,13 @@ def _cost(name: str, cost: dict[str, Any]) -> str:
     found = cost["connections"].get(name)
     if found is None:
         return "not measured."
-    more = found["parameters"] / cost["shape"]["parameters"] - 1
+    more = found["parameters"] - cost["shape"]["parameters"]
     by_engine = {engine: found[engine] for engine in ("autograd", "explicit")}
     said = ", ".join(
         f"{row['throughput']:.2f} × ({row['quartile_low']:.2f}–{row['quartile_high']:.2f}) by the {engine} engine"
         for engine, row in by_engine.items()
     )
-    return f"{said}; {'as many parameters' if abs(more) < 5e-5 else f'{more:+.2%} parameters'}."
+    return f"{said}; {f'{more:+,} parameters' if more else 'as many parameters'}."
 
 
 def _short_cost(name: str, cost: dict[str, Any]) -> str:

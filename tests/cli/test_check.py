@@ -113,7 +113,8 @@ def test_a_connection_without_a_pair_is_skipped_aloud(theirs: Path, capsys: pyte
         ("", "their_half:Half", "module their_half has no Half: name the class"),
         ("1 / 0", "their_half:Half", "importing their_half raised ZeroDivisionError"),
         ("", "nowhere.at_all:Half", "there is no module nowhere, here or where Python looks"),
-        ("", ":Half", "importing nothing raised ValueError"),
+        ("", ":Half", "'' is no module's name: give package.module:Class"),
+        ("", "../their_half:Half", "'../their_half' is no module's name"),
     ],
 )
 def test_no_such_connection(

@@ -52,7 +52,12 @@ def recipes(a: str, b: str, n_layers: int | None = None, steps: int | None = Non
 
 
 def _recipe(name: str, n_layers: int | None, steps: int | None) -> Recipe:
-    recipe = load_recipe(name)
+    try:
+        recipe = load_recipe(name)
+    except InputError as error:
+        if name.endswith(".toml"):
+            raise
+        raise InputError(f"{error}; or two residual connections: {', '.join(sorted(REGISTRY))}") from None
     model, run = recipe.model, dataclasses.replace(recipe.run, sample_tokens=0)
     if n_layers is not None:
         model = dataclasses.replace(model, n_layers=n_layers)

@@ -92,13 +92,17 @@ def gain_of(row: Row) -> str:
     return "–" if row.gain is None else f"{row.gain:.0%}" if row.gain >= 0 else "below 0"
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
 def facts(study: Depths) -> list[str]:
     """What was run, in lines."""
     grid = study.grid
     said = [
         f"{grid.steps} steps of {BATCH * CONTEXT:,} bytes of {grid.source} at width {grid.d_model}, peak learning rate "
         f"{grid.lr:g}, warm-up over {WARMUP:.0%} of the steps or none",
-        f"{grid.seeds} seeds a row; {study.seconds / 60:.0f} minutes of computing in all",
+        f"{grid.seeds} seeds a row; {_time(study.seconds)} of computing in all",
     ]
     if study.unigram is not None:
         said.append(f"a model that knows byte frequencies alone needs {study.unigram:.2f} bits per byte")

@@ -187,6 +187,8 @@ def joined(identity: Tensor, branch: Tensor, parts: Receiver | None) -> Tensor:
 
 def _imported(target: str) -> type[Residual]:
     module, _, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise InputError(f"'{target}': '{module}' is no module's name: give package.module:Class")
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(import_module(module), attribute, None)
@@ -196,7 +198,7 @@ def _imported(target: str) -> type[Residual]:
         where = f"{Path(error.filename or '').name}:{error.lineno}: " if isinstance(error, SyntaxError) else ""
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise InputError(
-            f"'{target}': importing {module or 'nothing'} raised {type(error).__name__} ({where}{said}): mend it"
+            f"'{target}': importing {module} raised {type(error).__name__} ({where}{said}): mend it"
         ) from error
     finally:
         sys.path.remove(str(Path.cwd()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +10,8 @@ from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
 from residuum.model.precision import at_least_float32
 from residuum.model.product import product
-from residuum.model.residual.base import Optim, register
+from residuum.model.residual.base import register
 from residuum.model.residual.streams import Rows, Streams, Table
-
-if TYPE_CHECKING:
-    from residuum.model.transformer import Transformer
 
 SCALE = 0.01
 
@@ -44,19 +39,10 @@ class Hyper(Streams):
         self.scale = nn.Parameter(torch.full((2,), SCALE))
         self.eps = config.norm_eps
 
-    @classmethod
-    def optim(cls, model: Transformer) -> dict[str, Optim]:
-        """The fixed part of A does not decay, so that streams go on where there is nothing to learn."""
-        return {name: Optim(decay=False) for name, _ in model.named_parameters() if name.endswith("residual.mix")}
-
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        return self.read, self.mix, self.write, self.dynamic, self.scale
-
     def table(self, rows: Rows) -> Table:
         wide = at_least_float32(rows)
         normed = F.layer_norm(wide, wide.shape[-1:], eps=self.eps)
-        return self._fixed() + self._scales() * torch.tanh(F.linear(normed, self.dynamic.to(wide.dtype)))
+        return self.fixed + self._scales() * torch.tanh(F.linear(normed, self.dynamic.to(wide.dtype)))
 
     def explicit_table(self, rows: Rows) -> tuple[Table, Saved]:
         """One product for all: x̂ · w = (x · (w − mean(w))) / √var, and the mean of x is its product with 1/d.
@@ -70,7 +56,7 @@ class Hyper(Streams):
         rstd = square.addcmul_(mean, mean, value=-1).clamp_(min=0).add_(self.eps).rsqrt_()
         along = products[..., :-1] * rstd
         bent = along.tanh()
-        return torch.addcmul(self._fixed(), self._scales(), bent), (along, bent, mean, rstd)
+        return torch.addcmul(self.fixed, self._scales(), bent), (along, bent, mean, rstd)
 
     def explicit_table_backward(self, dtable: Table, rows: Rows, saved: Saved, drows: Rows) -> tuple[Tensor, ...]:
         """With u = w · x̂: du = s (1 − tanh²) dt, and dx = (Σ_c du_c (w_c − mean(w_c)) − x̂ Σ_c du_c u_c / d) / √var.
@@ -99,9 +85,6 @@ class Hyper(Streams):
             (dcentred - dcentred.mean(-1, keepdim=True)).to(self.dynamic.dtype),
             torch.stack((dscales[:-1].sum(), dscales[-1])).to(self.scale.dtype),
         )
-
-    def _fixed(self) -> Tensor:
-        return at_least_float32(torch.cat((self.read[:, None], self.mix, self.write[:, None]), 1))
 
     def _scales(self) -> Tensor:
         """For each column of the table its s."""

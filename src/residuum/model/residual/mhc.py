@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -13,11 +12,8 @@ from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved
 from residuum.model.precision import at_least_float32
 from residuum.model.product import product
-from residuum.model.residual.base import Optim, register
+from residuum.model.residual.base import register
 from residuum.model.residual.streams import Rows, Streams, Table
-
-if TYPE_CHECKING:
-    from residuum.model.transformer import Transformer
 
 SCALE = 0.01
 ITERATIONS = 20
@@ -54,21 +50,10 @@ class MHC(Streams):
         self.scale = nn.Parameter(torch.full((3,), SCALE))
         self.eps = config.norm_eps
 
-    @classmethod
-    def optim(cls, model: Transformer) -> dict[str, Optim]:
-        """The fixed part of l_A does not decay: at 0 it would be the plain average of all streams."""
-        return {name: Optim(decay=False) for name, _ in model.named_parameters() if name.endswith("residual.mix")}
-
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        return self.read, self.mix, self.write, self.dynamic, self.scale
-
     def table(self, rows: Rows) -> Table:
         wide = at_least_float32(rows).flatten(1)
         normed = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        logits = self._fixed() + self._scales() * (normed @ self.dynamic.to(wide.dtype).t()).view(
-            -1, self.n, self.n + 2
-        )
+        logits = self.fixed + self._scales() * (normed @ self.dynamic.to(wide.dtype).t()).view(-1, self.n, self.n + 2)
         mix = (logits[..., 1:-1] - logits[..., 1:-1].amax(-1, keepdim=True)).exp()
         for _ in range(ITERATIONS):
             mix = mix / mix.sum(-1, keepdim=True)
@@ -81,7 +66,7 @@ class MHC(Streams):
         square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1])
         rstd = square.add_(self.eps).rsqrt_()
         along = product(wide, at_least_float32(self.dynamic).t()).mul_(rstd).view(-1, self.n, self.n + 2)
-        logits = torch.addcmul(self._fixed(), self._scales(), along)
+        logits = torch.addcmul(self.fixed, self._scales(), along)
         mix, _ = sinkhorn(_of_rows(logits[..., 1:-1]))
         table = logits.sigmoid()
         table[..., 1:-1] = mix.permute(2, 0, 1)
@@ -96,7 +81,7 @@ class MHC(Streams):
         """
         table, along, rstd = saved
         wide, dynamic = at_least_float32(rows).flatten(1), at_least_float32(self.dynamic)
-        logits = torch.addcmul(self._fixed(), self._scales(), along)[..., 1:-1]
+        logits = torch.addcmul(self.fixed, self._scales(), along)[..., 1:-1]
         dlogits = torch.empty_like(dtable)
         read, write = table[..., 0], table[..., -1]
         dlogits[..., 0] = dtable[..., 0] * read * (1 - read)
@@ -118,9 +103,6 @@ class MHC(Streams):
             product(dproducts.t(), wide).to(self.dynamic.dtype),
             torch.stack((dscales[0], dscales[1:-1].sum(), dscales[-1])).to(self.scale.dtype),
         )
-
-    def _fixed(self) -> Tensor:
-        return at_least_float32(torch.cat((self.read[:, None], self.mix, self.write[:, None]), 1))
 
     def _scales(self) -> Tensor:
         """For each column of the table its s."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved, accumulate
 from residuum.model.norm import make_norm
-from residuum.model.precision import without_autocast
-from residuum.model.residual.base import Branch, Receiver, Residual, Stream, joined
+from residuum.model.precision import at_least_float32, without_autocast
+from residuum.model.residual.base import Branch, Optim, Receiver, Residual, Stream, joined
+
+if TYPE_CHECKING:
+    from residuum.model.transformer import Transformer
 
 STREAMS = 4
 """The number that both papers settle on."""
@@ -39,8 +42,14 @@ class Streams(Residual):
     identity path) + a_i dh + what comes through the coefficients (the branch path). Shapes: X [batch, pos, n, d_model].
 
     A subclass says how a table of them, [rows, n, n + 2], is computed: column 0 is a, the last b, those between are A.
+    It has a fixed part for each, `read` [n], `mix` [n, n] and `write` [n]; what X is multiplied by, `dynamic`; `scale`.
     """
 
+    read: nn.Parameter
+    mix: nn.Parameter
+    write: nn.Parameter
+    dynamic: nn.Parameter
+    scale: nn.Parameter
     settings = ("residual_streams",)
 
     def __init__(self, config: ModelConfig, place: int) -> None:
@@ -61,9 +70,19 @@ class Streams(Residual):
         """Adds what comes back through the table to `drows`. Returns the gradients of `weights`."""
 
     @property
-    @abstractmethod
     def weights(self) -> tuple[Tensor, ...]:
         """The parameters that the table is made of."""
+        return self.read, self.mix, self.write, self.dynamic, self.scale
+
+    @property
+    def fixed(self) -> Float[Tensor, "n n_and_2"]:
+        """The part of the table that is the same for every row."""
+        return at_least_float32(torch.cat((self.read[:, None], self.mix, self.write[:, None]), 1))
+
+    @classmethod
+    def optim(cls, model: Transformer) -> dict[str, Optim]:
+        """What mixes the streams does not decay: they go on as they are where there is nothing to learn."""
+        return {name: Optim(decay=False) for name, _ in model.named_parameters() if name.endswith("residual.mix")}
 
     def coefficients(self, state: States) -> Coefficients:
         """What it does with `state`: read and write [batch, pos, n], mix [batch, pos, n, n]."""

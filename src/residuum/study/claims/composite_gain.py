@@ -44,7 +44,7 @@ class CompositeGain:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         free, bound = ([f["gain"] for f in figures if f["residual"] == name] for name in NAMES)
         start = fmean(f["gain_at_start"] for f in figures if f["residual"] == NAMES[0])
         amplifies, conserves = min(free) > 1.1, max(abs(gain - 1) for gain in bound) <= CONSERVED

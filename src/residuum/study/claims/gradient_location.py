@@ -46,7 +46,7 @@ class GradientLocation:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         post, pre = ([f for f in figures if f["residual"] == residual] for residual in ("post", "pre"))
         deepest = max(f["n_layers"] for f in figures)
         post_ratio = min(f["norms"][-1] / f["norms"][0] for f in post if f["n_layers"] == deepest)

@@ -28,7 +28,7 @@ class IdentityGradient:
         layers, seeds = (4, 1) if quick else (24, 3)
         return [Cell(f"{__name__}:both_engines", {"n_layers": layers, "seed": seed}, layers) for seed in range(seeds)]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         explicit, autograd = (max(f[engine] for f in figures) for engine in ("explicit", "autograd"))
         connections = sum(f["connections"] for f in figures)
         return Outcome(

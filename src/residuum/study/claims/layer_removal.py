@@ -58,7 +58,7 @@ class LayerRemoval:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         deepest = max(f["n_layers"] for f in figures)
         deep = [f for f in figures if f["connected"] and f["n_layers"] == deepest]
         shallow = [f for f in figures if f["connected"] and f["n_layers"] < deepest]

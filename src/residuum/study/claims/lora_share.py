@@ -48,7 +48,7 @@ class LoraShare:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         left = interval([(f["base"] - f["small_alone"]) / (f["base"] - f["adapted"]) for f in figures])
         ranks = interval([rank_correlation(f["shares"], f["effects"]) for f in figures])
         shares = sorted(share for f in figures for share in f["shares"])

@@ -45,7 +45,7 @@ class NoConnectionGradient:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         def ratios(residual: str, weights: str) -> list[float]:
             return [f["ratio"] for f in figures if (f["residual"], f["weights"]) == (residual, weights)]
 

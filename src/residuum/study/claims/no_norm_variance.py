@@ -46,7 +46,7 @@ class NoNormVariance:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         bare, pre = ([f for f in figures if f["norm"] == norm] for norm in (False, True))
         growth, with_norm = min(f["second_half"] for f in bare), max(f["second_half"] for f in pre)
         straight = min(f["exponential_r2"] for f in bare)

@@ -48,7 +48,7 @@ class PathLength:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         trained = [f for f in figures if f["steps"]]
         short = interval([share_below_half(f["sampled"]) for f in trained])
         exact = interval([share_below_half(f["summed"]) for f in trained])

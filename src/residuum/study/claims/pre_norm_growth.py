@@ -48,7 +48,7 @@ class PreNormGrowth:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         first, trained = ([f for f in figures if bool(f["steps"]) == after] for after in (False, True))
         powers = [f["power"] for f in first]
         trend, grown = min(f["trend"] for f in trained), min(f["grown"] for f in trained)

@@ -42,7 +42,7 @@ class SumOfWrites:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         first = max(f["gap"] for f in figures if f["residual"] == "pre" and not f["steps"])
         trained = max(f["gap"] for f in figures if f["residual"] == "pre" and f["steps"])
         post = min(f["gap"] for f in figures if f["residual"] == "post")

@@ -55,7 +55,7 @@ class TaskLeak:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         tuned, control = ([f for f in figures if f["control"] == given] for given in (False, True))
         forgot = all(f["loss"] >= f["unigram"] for f in tuned)
         gaps = {place: paired([f[place] for f in control], [f[place] for f in tuned]) for place in PLACES}

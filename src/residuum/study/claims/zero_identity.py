@@ -45,7 +45,7 @@ class ZeroIdentity:
             for seed in range(seeds)
         ]
 
-    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:  # noqa: ARG002
+    def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         ordinary = [f for f in figures if (f["residual"], f["branch_init"]) == ("pre", "residual")]
         zero = [f for f in figures if f not in ordinary]
         moved, gradient = max(f["moved"] for f in zero), min(f["gradient"] for f in zero)
