@@ -103,6 +103,13 @@ def test_the_headline_tells_warm_up_from_none(pretend: Callable[[Bits], None], t
     )
 
 
+def test_a_reference_whose_seeds_disagree_judges_nobody(pretend: Callable[[Bits], None], tmp_path: Path) -> None:
+    pretend(lambda connection, n_layers, warmup, seed: UNIGRAM - (0.0 if seed == 1 else 1.0))
+    study = depth(GRID, Store(tmp_path))
+    assert study.headline.startswith("trainable is not judged, because not every seed of the reference")
+    assert {row.said for row in study.rows} == {"not judged"}
+
+
 @pytest.mark.parametrize(("share", "said"), [(0.26, "trainable"), (0.24, "not trainable")])
 def test_a_quarter_of_the_reference_decides(
     share: float, said: str, pretend: Callable[[Bits], None], tmp_path: Path

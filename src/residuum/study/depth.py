@@ -250,6 +250,11 @@ def reference_gain(found: list[dict[str, Any]]) -> tuple[float | None, str | Non
             f"trainable is not judged, because the reference ({name}) gained {mean:.2f} bits per byte on byte "
             f"frequencies, less than {LEAST_GAIN}: give more --steps"
         )
+    if min(finite) < LEAST_SHARE * mean:
+        return None, (
+            f"trainable is not judged, because not every seed of the reference ({name}) gained {LEAST_SHARE:.0%} of "
+            f"their mean, {mean:.2f} bits per byte: give more --steps or a smaller --lr"
+        )
     return mean, None
 
 
