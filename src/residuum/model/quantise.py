@@ -30,7 +30,7 @@ def ternary(weight: Float[Tensor, "d_out d_in"]) -> tuple[Float[Tensor, "d_out d
     with torch.no_grad():
         wide = at_least_float32(weight)
         step = wide.abs().mean().clamp_(min=LEAST)
-        levels = (wide / step).round_().clamp_(-1, 1)
+        levels = (wide * (1 / step)).round_().clamp_(-1, 1)  # as others compute it: a half may round either way
     return straight_through(weight, levels, step)
 
 
@@ -43,9 +43,9 @@ def eight_bits(x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_i
     with torch.no_grad():
         wide = at_least_float32(x)
         largest = torch.maximum(wide.amax(-1, keepdim=True), wide.amin(-1, keepdim=True).neg_())  # half of abs's cost
-        step = largest.clamp_(min=LEAST).div_(LEVELS)
-        levels = (wide / step).round_()
-    return straight_through(x, levels, step)
+        per_unit = LEVELS / largest.clamp_(min=LEAST)
+        levels = (wide * per_unit).round_()
+    return straight_through(x, levels, largest.div_(LEVELS))
 
 
 def straight_through(x: Tensor, levels: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
