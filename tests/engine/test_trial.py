@@ -205,6 +205,26 @@ def test_training_leaves_nothing_behind(text_folder: Path, capsys: pytest.Captur
     assert not Path("runs").exists()
 
 
+def test_a_fault_of_a_later_step_is_one_line_and_the_checkpoint_stays(
+    text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = """
+    calls = 0
+
+    def forward(self, x, branch, *args):
+        Own.calls += 1
+        if Own.calls > 40:
+            raise ValueError("enough")
+        return x + branch(x, *args)
+"""
+    run = ("--run.steps", "9", "--run.checkpoint-every", "1", "--run.eval-every", "9")
+    status, error = trained(capsys, text_folder, write(later), *run)
+    assert status == 2
+    line = line_of("raise ValueError")
+    assert error == f"residuum: 'their_own:Own' raised ValueError: enough (their_own.py:{line}, in forward): mend it\n"
+    assert list(Path("runs/quick/checkpoints").iterdir())
+
+
 def test_forward_alone_trains_by_autograd(text_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = write(FORWARD)
     status, error = trained(capsys, text_folder, own, "--engine", "explicit")

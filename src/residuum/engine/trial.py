@@ -1,4 +1,5 @@
-"""One step with a residual connection that somebody else wrote, before anything is made for it."""
+"""A residual connection that somebody else wrote: one step with it before anything is made for it, and its faults in
+one line, whenever they show."""
 
 from __future__ import annotations
 
@@ -37,6 +38,25 @@ def try_out(config: ModelConfig, engine: str, device: torch.device | str = "cpu"
     trial = _Trial(config.residual, kind, file)
     with contextlib.suppress(_NoRoom):  # as it is said where there is none for the model itself
         _step(trial, config, engine, device)
+
+
+@contextlib.contextmanager
+def faults_named(config: ModelConfig) -> Iterator[None]:
+    """While open, what the residual connection that `config` names raises is an `InputError` as `try_out`'s are.
+
+    Errors that did not pass through its file, and those of ours, are left as they are.
+    """
+    kind = residual_of(config)
+    file = source_of(kind)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if file is None or not _lines_of(file, error) or _no_room(error):
+            raise
+        with _Trial(config.residual, kind, file).of("forward"):
+            raise
 
 
 def _step(trial: _Trial, config: ModelConfig, engine: str, device: torch.device | str) -> None:
@@ -80,7 +100,7 @@ class _Trial:
         except (InputError, _NoRoom):
             raise
         except Exception as error:
-            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            if _no_room(error):
                 raise _NoRoom from error
             said = ": ".join(filter(None, (type(error).__name__, str(error))))
             raise InputError(f"'{self.name}' raised {said} ({self._where(method, error)}): mend it") from error
@@ -108,8 +128,7 @@ class _Trial:
 
     def _where(self, method: str, error: Exception | None = None) -> str:
         """The last line of the connection's file on the way to the error; else where the method, or the class, is."""
-        frames = traceback.extract_tb(error.__traceback__) if error else []
-        theirs = [frame for frame in frames if frame.filename == str(self.file)]
+        theirs = _lines_of(self.file, error) if error else []
         if theirs:
             return f"{self._short()}:{theirs[-1].lineno}, in {theirs[-1].name}"
         code = getattr(inspect.unwrap(getattr(self.kind, method)), "__code__", None)
@@ -119,6 +138,14 @@ class _Trial:
 
     def _short(self) -> Path:
         return self.file.relative_to(Path.cwd()) if self.file.is_relative_to(Path.cwd()) else self.file
+
+
+def _lines_of(file: Path, error: Exception) -> list[traceback.FrameSummary]:
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+
+
+def _no_room(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def _shape(given: Any) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from residuum.engine import make_engine
 from residuum.engine.explicit import Explicit
-from residuum.engine.trial import try_out
+from residuum.engine.trial import faults_named, try_out
 from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.model import Transformer, generate
@@ -140,7 +140,7 @@ class _Training:
     def run(self, bigram: float | None) -> None:
         """Every step that is left, with its evaluations, samples and checkpoints."""
         first, metrics, samples = self._begin(bigram)
-        with closing(metrics), closing(samples):
+        with closing(metrics), closing(samples), faults_named(self.recipe.model):
             self._steps(first, metrics, samples)
 
     def _steps(self, first: int, metrics: Log, samples: Log) -> None:
