@@ -1,6 +1,7 @@
 """Questions and answers: what is learned of them, and how many are right."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from residuum.audit.charts import training_chart
 from residuum.errors import InputError
 from residuum.model import ModelConfig, Transformer, generate
 from residuum.train import RunFolder, load_recipe, train
-from residuum.train.answers import Questions, in_answers, mark_token
-from residuum.train.batches import Batches
+from residuum.train.answers import QuestionBatches, Questions, in_answers, mark_token
 from residuum.train.recipe import DataConfig, as_dict, recipe_from
 from residuum.train.text import read_corpus
 from residuum.train.tokenizer import ByteTokenizer, CharTokenizer, tokenize
@@ -28,20 +28,42 @@ def test_an_answer_begins_after_the_first_mark_and_ends_with_the_separator() -> 
     assert shown == "....3\n.....12\n....\n..b=b\n"
 
 
-def test_every_window_has_something_to_learn() -> None:
-    """Even where questions are much longer than a window."""
-    tokens = tokenize(TOKENIZER, ["a" * 50 + "=1"] * 3)
+def question_batches(documents: list[str], context: int, rows: int = 4, seed: int = 0) -> QuestionBatches:
+    tokens = tokenize(TOKENIZER, documents)
     counted = in_answers(tokens, mark_token(TOKENIZER, "="), TOKENIZER.separator)
-    batches = Batches(tokens, 5, 4, 0, counted)
-    places = set()
+    return QuestionBatches(tokens, counted, TOKENIZER.separator, context, rows, seed)
+
+
+def test_a_row_is_whole_documents_and_their_answers_are_learned() -> None:
+    documents = ["1+2=3", "10+2=12", "3+3=6"]
+    batches, neighbours = question_batches(documents, 20), set()
     for step in range(50):
         x, y = batches.at(step)
-        assert ((y != -100).sum(1) >= 1).all()
-        assert set(y[y != -100].tolist()) <= {TOKENIZER.separator, TOKENIZER.encode("1")[0]}
-        places |= {tuple(row) for row in (y != -100).tolist()}
-        plain = torch.where(y == -100, x.roll(-1, 1), y)
-        assert torch.equal(plain[:, :-1], x[:, 1:])
-    assert len(places) > 4
+        assert x.shape == y.shape == (4, 20)
+        for row, targets in zip(x, y, strict=True):
+            assert row[0] == TOKENIZER.separator
+            *whole, cut = TOKENIZER.decode(row[1:].tolist()).split("\n")
+            assert set(whole) <= set(documents) and any(document.startswith(cut) for document in documents)
+            neighbours |= set(pairwise(whole))
+            inside = in_answers(row.numpy(), mark_token(TOKENIZER, "="), TOKENIZER.separator)
+            assert torch.equal(targets[:-1], torch.where(torch.from_numpy(inside), row, -100)[1:])
+    assert len(neighbours) == 9  # every document follows every other, and itself
+
+
+def test_the_batch_of_a_step_is_a_pure_function_of_it() -> None:
+    first, again = (question_batches(["1+2=3", "10+2=12"], 9, seed=3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.at(7, 1, 2), again.at(7, 1, 2), strict=True))
+    assert not torch.equal(first.at(7)[0], first.at(8)[0])
+
+
+def test_every_row_has_something_to_learn() -> None:
+    """Documents whose answer begins too late are left out, and so are those that have none."""
+    batches = question_batches(["a" * 50 + "=1", "b=2", "a"], 5)
+    for step in range(20):
+        x, y = batches.at(step)
+        assert ((y != -100).sum(1) >= 1).all() and TOKENIZER.encode("a")[0] not in x
+    with pytest.raises(InputError, match=r"within model\.context = 5 tokens"):
+        question_batches(["a" * 50 + "=1"], 5)
 
 
 def test_a_mark_is_one_token_of_the_text() -> None:

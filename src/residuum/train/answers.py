@@ -12,6 +12,8 @@ from torch import Tensor
 
 from residuum.errors import InputError
 from residuum.model import Transformer
+from residuum.model.cross_entropy import NOT_COUNTED
+from residuum.train.batches import Batch
 from residuum.train.tokenizer import Tokenizer, Tokens
 
 MOST = 1000
@@ -43,6 +45,47 @@ def in_answers(tokens: Tokens, mark: int, separator: int) -> NDArray[np.bool_]:
     if not inside.any():
         raise InputError("data.answer ends no question of the text that is trained on: give what does")
     return inside
+
+
+class QuestionBatches:
+    """Rows of `context` tokens made of whole documents, drawn at random for each row, with the next tokens as targets.
+
+    Only answers are to be learned: other targets are −100. A row begins with a separator, as what a model is asked
+    does; its last document may be cut short. In windows of one long text a document would always have the same
+    neighbours, and its answer could be learned by heart from them.
+    Documents whose answer begins beyond `context` are left out; raises `InputError` if all do.
+    """
+
+    def __init__(
+        self, tokens: Tokens, counted: NDArray[np.bool_], separator: int, context: int, batch_size: int, seed: int
+    ) -> None:
+        ends = np.flatnonzero(tokens == separator) + 1
+        starts = np.concatenate(([0], ends[:-1]))
+        answers = np.append(np.flatnonzero(counted), len(tokens))
+        first = answers[np.searchsorted(answers, starts)]
+        fit = (first < ends) & (first - starts < context)
+        if not fit.any():
+            raise InputError(f"no answer begins within model.context = {context} tokens of its document: set it higher")
+        self.starts, self.ends = starts[fit], ends[fit]
+        self.tokens, self.counted, self.separator = tokens, counted, separator
+        self.context, self.batch_size, self.seed = context, batch_size, seed
+
+    def at(self, step: int, micro: int = 0, rank: int = 0) -> Batch:
+        """As `Batches.at`."""
+        random = np.random.default_rng([self.seed, step, micro, rank])
+        rows = np.full((self.batch_size, self.context + 1), self.separator, np.int64)
+        learned = np.zeros(rows.shape, bool)
+        for row, of_row in zip(rows, learned, strict=True):
+            place = 1
+            while place < len(row):
+                document = random.integers(len(self.starts))
+                start = self.starts[document]
+                part = slice(start, min(self.ends[document], start + len(row) - place))
+                there = slice(place, place + part.stop - part.start)
+                row[there], of_row[there] = self.tokens[part], self.counted[part]
+                place = there.stop
+        x, y = rows[:, :-1].copy(), np.where(learned, rows, NOT_COUNTED)[:, 1:]
+        return torch.from_numpy(x), torch.from_numpy(y)
 
 
 class Questions:

@@ -16,19 +16,11 @@ Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
 
 
 class Batches:
-    """Windows of `context` tokens at random places of a text, each with the window one token later as its targets.
+    """Windows of `context` tokens at random places of a text, each with the window one token later as its targets."""
 
-    Where `counted` says of each token whether it is to be learned, targets that are not are −100, and every window has
-    one that is.
-    """
-
-    def __init__(
-        self, tokens: Tokens, context: int, batch_size: int, seed: int, counted: NDArray[np.bool_] | None = None
-    ) -> None:
+    def __init__(self, tokens: Tokens, context: int, batch_size: int, seed: int) -> None:
         check_length(tokens, context)
         self.tokens = tokens
-        self.counted = counted
-        self.wanted = None if counted is None else np.flatnonzero(counted)
         self.context = context
         self.batch_size = batch_size
         self.seed = seed
@@ -37,11 +29,7 @@ class Batches:
         """The batch of one forward and backward pass (`micro` counts those within a step) on one rank."""
         random = np.random.default_rng([self.seed, step, micro, rank])
         last = len(self.tokens) - self.context
-        if self.counted is None or self.wanted is None:
-            return windows(self.tokens, random.integers(0, last, self.batch_size).tolist(), self.context)
-        found = self.wanted[random.integers(0, len(self.wanted), self.batch_size)]
-        starts = np.clip(found - 1 - random.integers(0, self.context, self.batch_size), 0, last - 1)
-        return windows(self.tokens, starts.tolist(), self.context, self.counted)
+        return windows(self.tokens, random.integers(0, last, self.batch_size).tolist(), self.context)
 
 
 def windows(tokens: Tokens, starts: list[int], context: int, counted: NDArray[np.bool_] | None = None) -> Batch:

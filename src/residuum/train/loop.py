@@ -21,7 +21,7 @@ from residuum.files import write_whole
 from residuum.model import Transformer, generate
 from residuum.model.cross_entropy import NOT_COUNTED
 from residuum.model.experts import MixtureOfExperts
-from residuum.train.answers import Questions, in_answers, mark_token
+from residuum.train.answers import QuestionBatches, Questions, in_answers, mark_token
 from residuum.train.batches import Batches, check_length, spread, windows
 from residuum.train.checkpoint import (
     discard_parts,
@@ -86,13 +86,17 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=tokenizer.vocab_size))
     train_tokens, held_out = tokenize(tokenizer, corpus.train), tokenize(tokenizer, corpus.held_out)
     check_length(held_out, recipe.model.context)
-    counted = counted_held_out = questions = None
+    context, batch_size, seed = recipe.model.context, recipe.optim.batch_size, recipe.run.seed
+    counted_held_out = questions = None
+    batches: Batches | QuestionBatches
     if (mark := recipe.data.answer) is not None:
         sign, end = mark_token(tokenizer, mark), tokenizer.separator
         counted = in_answers(train_tokens, sign, end)
-        questions = Questions(corpus.held_out, tokenizer, mark, recipe.model.context)
+        questions = Questions(corpus.held_out, tokenizer, mark, context)
         counted_held_out = in_answers(held_out, sign, end)
-    batches = Batches(train_tokens, recipe.model.context, recipe.optim.batch_size, recipe.run.seed, counted)
+        batches = QuestionBatches(train_tokens, counted, end, context, batch_size, seed)
+    else:
+        batches = Batches(train_tokens, context, batch_size, seed)
     bigram = None if questions else bigram_bits_per_byte(corpus.train, corpus.held_out)  # which has no questions
     if questions:
         yardstick = f"{questions.count:,} held-out questions are asked"
@@ -122,7 +126,7 @@ class _Training:
         folder: RunFolder,
         recipe: Recipe,
         model: Transformer,
-        batches: Batches,
+        batches: Batches | QuestionBatches,
         questions: Questions | None,
         held_out: Tokens,
         counted: NDArray[np.bool_] | None,
