@@ -1,6 +1,7 @@
 """Questions and answers: what is learned of them, and how many are right."""
 
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -99,10 +100,14 @@ def test_exact_match_is_what_greedy_generation_answers(seed: int) -> None:
         documents.append(question + TOKENIZER.decode(answer))
     fits = [d for d in documents if len(d) + 2 <= 10]
     ended = [d for d in fits if end in list(generate(model, [end, *TOKENIZER.encode(d).tolist()], 1, temperature=0.0))]
-    assert Questions(documents, TOKENIZER, "=", 9).exact_match(model, 2) == pytest.approx(len(ended) / len(fits))
+    share, by_kind = Questions(documents, TOKENIZER, "=", 9).exact_match(model, 2)
+    assert share == pytest.approx(len(ended) / len(fits))
+    kinds = [re.sub(r"[0-9]+", "n", d.partition("=")[0]) for d in fits]
+    asked, right = Counter(kinds), Counter(kind for kind, d in zip(kinds, fits, strict=True) if d in ended)
+    assert by_kind == ({kind: right[kind] / asked[kind] for kind in asked} if len(asked) > 1 else {})
     wrong = [d[:-1] + ("0" if d[-1] != "0" else "1") for d in ended if not d.endswith("=")]
     if wrong:
-        assert Questions(wrong, TOKENIZER, "=", 9).exact_match(model, 2) == 0
+        assert Questions(wrong, TOKENIZER, "=", 9).exact_match(model, 2)[0] == 0
     with pytest.raises(InputError, match=r"no held-out document has it and fits into model\.context = 9"):
         Questions(["a", "1+2=" + "3" * 20], TOKENIZER, "=", 9)
 

@@ -68,7 +68,8 @@ class Bar:
 def _figures(line: dict[str, Any]) -> str:
     held_out = f"held out {line['bits_per_byte']:.3f} bits/byte  " if "bits_per_byte" in line else ""
     if "exact_match" in line:
-        held_out += f"{line['exact_match']:.1%} answered right  "
+        kinds = ", ".join(f"{kind} {right:.1%}" for kind, right in line.get("exact_match_by_kind", {}).items())
+        held_out += f"{line['exact_match']:.1%} answered right{f' ({kinds})' if kinds else ''}  "
     return f"loss {line['loss']:.3f}  {held_out}{line['tokens_per_second']:,.0f} tokens/s"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from residuum.train.tokenizer import Tokenizer, Tokens
 
 MOST = 1000
 """Held-out questions that are asked, those of the first documents."""
+
+KINDS = 6
+"""Most kinds of question that are told apart."""
 
 
 def mark_token(tokenizer: Tokenizer, mark: str) -> int:
@@ -96,12 +100,13 @@ class Questions:
 
     def __init__(self, documents: list[str], tokenizer: Tokenizer, mark: str, context: int) -> None:
         sign, end = mark_token(tokenizer, mark), tokenizer.separator
-        self.of_length: dict[int, list[list[int]]] = defaultdict(list)
+        self.of_length: dict[tuple[str, int], list[list[int]]] = defaultdict(list)
         self.sign, self.count = sign, 0
         for document in documents[:MOST]:
             tokens = [end, *tokenizer.encode(document).tolist(), end]
             if sign in tokens and len(tokens) <= context + 1:
-                self.of_length[len(tokens)].append(tokens)
+                kind = re.sub(r"\d+", "n", document.partition(mark)[0])
+                self.of_length[kind, len(tokens)].append(tokens)
                 self.count += 1
         if not self.count:
             raise InputError(
@@ -110,15 +115,22 @@ class Questions:
             )
 
     @torch.inference_mode()
-    def exact_match(self, model: Transformer, batch_size: int) -> float:
-        """The share whose answer is right to the last token, the separator, when each next token is the best."""
-        was_training, right, device = model.training, 0, model.embedding.weight.device
+    def exact_match(self, model: Transformer, batch_size: int) -> tuple[float, dict[str, float]]:
+        """The share whose answer is right to the last token, the separator, when each next token is the best.
+
+        Also of each kind, where there are a few: those that differ in nothing but their numbers, such as n+n.
+        """
+        was_training, device = model.training, model.embedding.weight.device
+        right: Counter[str] = Counter()
+        asked: Counter[str] = Counter()
         model.eval()
-        for rows in self.of_length.values():
+        for (kind, _), rows in self.of_length.items():
+            asked[kind] += len(rows)
             for start in range(0, len(rows), batch_size):
-                right += self._right(model, torch.tensor(rows[start : start + batch_size], device=device))
+                right[kind] += self._right(model, torch.tensor(rows[start : start + batch_size], device=device))
         model.train(was_training)
-        return right / self.count
+        few = 1 < len(asked) <= KINDS
+        return right.total() / self.count, {kind: right[kind] / asked[kind] for kind in sorted(asked)} if few else {}
 
     def _right(self, model: Transformer, truth: Int[Tensor, "batch pos"]) -> int:
         """How many rows a greedy answer continues as they are.

@@ -182,7 +182,9 @@ class _Training:
                     self.model, self.held_out, self.tokenizer, run.eval_tokens, optim.batch_size, self.counted
                 )
                 if self.questions is not None:
-                    line["exact_match"] = self.questions.exact_match(self.model, optim.batch_size)
+                    line["exact_match"], kinds = self.questions.exact_match(self.model, optim.batch_size)
+                    if kinds:
+                        line["exact_match_by_kind"] = kinds
                 if run.sample_tokens:
                     samples.append(f"== step {done}\n{self._sample(done)}\n\n")
             if recorded:

@@ -74,7 +74,7 @@ class DataConfig:
     """Share of the documents that is never trained on, chosen by a hash of each one's name."""
     answer: str | None = None
     """What ends the question in each document, '=' say. Only answers are then learned, and held-out questions asked:
-    exact_match in metrics.jsonl is the share that is answered right to the last token."""
+    exact_match in metrics.jsonl is the share answered right to the last token (exact_match_by_kind: n+n, n*n, …)."""
     max_bytes: int | None = None
     """Read at most about this many bytes of text. None: all."""
     tokenizer: Literal["byte", "char", "bpe"] = "byte"
