@@ -117,8 +117,9 @@ def test_arithmetic_is_right_and_its_split_is_by_problem() -> None:
     for problem in corpus.train + corpus.held_out:
         question, answer = problem.split("=")
         assert eval(question) == int(answer)
-    assert len(corpus.train) + len(corpus.held_out) == 10_900
-    assert not set(corpus.train) & set(corpus.held_out)
+    assert len(corpus.train) + len(corpus.held_out) == 10_000 + 2 * 900 - 81
+    mirrored = {re.sub(r"^(\d+)(.)(\d+)", r"\3\2\1", problem) for problem in corpus.train}
+    assert not (set(corpus.train) | mirrored) & set(corpus.held_out)
     assert {mark for problem in corpus.held_out for mark in "+*" if mark in problem} == {"+", "*"}
 
 

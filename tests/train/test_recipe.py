@@ -32,7 +32,7 @@ def test_built_in_recipes_load_and_survive_toml(name: str, tmp_path: Path) -> No
     [
         ("quick", None, 1_474_688),
         ("gpt", None, 13_964_160),
-        ("bitnet-arithmetic", 14, 1e6),
+        ("bitnet-arithmetic", 14, 1.2e6),
         ("bitnet", None, 12e6),
         ("bitnet-95m", None, 95e6),
         ("bitnet-2b4t", None, 2.4e9),

@@ -6,8 +6,12 @@ TERMS = range(100)
 FACTORS = range(1, 10)
 
 
-def arithmetic() -> list[str]:
-    """a+b=c for all a and b below 100, and a*b=c for all a below 100 and b from 1 to 9."""
-    sums = [f"{a}+{b}={a + b}" for a in TERMS for b in TERMS]
-    products = [f"{a}*{b}={a * b}" for a in TERMS for b in FACTORS]
-    return sums + products
+def arithmetic() -> list[tuple[str, str]]:
+    """a+b=c for all a and b below 100, and a*b=c where one is below 100 and the other from 1 to 9; each with its name.
+
+    A problem and its mirror, 3+14 and 14+3, have one name: they are trained on together, or held out together.
+    """
+    sums = [((min(a, b), "+", max(a, b)), f"{a}+{b}={a + b}") for a in TERMS for b in TERMS]
+    factors = sorted({pair for a in TERMS for b in FACTORS for pair in ((a, b), (b, a))})
+    products = [((min(a, b), "*", max(a, b)), f"{a}*{b}={a * b}") for a, b in factors]
+    return [("{}{}{}".format(*name), problem) for name, problem in sums + products]

@@ -63,7 +63,7 @@ def _documents(config: DataConfig) -> tuple[list[tuple[str, str]], int]:
     if config.source == "stdlib-names":
         return [(name, name) for name in _names_of_stdlib()], 0
     if config.source == "arithmetic":
-        return [(problem, problem) for problem in arithmetic()], 0
+        return arithmetic(), 0
     path = Path(os.path.expanduser(config.source))  # noqa: PTH111 - Path.expanduser raises for a user who is not there
     if path.is_dir():
         return _files(path, "")
