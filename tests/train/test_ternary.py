@@ -11,7 +11,7 @@ from residuum.model import ModelConfig, Transformer
 from residuum.model.quantise import unrounded
 from residuum.train import RunFolder, load_recipe, train
 from residuum.train.recipe import Recipe, as_dict, recipe_from
-from residuum.train.ternary import FLIPS_OVER, Flips, bit_maps, estimator_cosine, shares
+from residuum.train.ternary import FLIPS_OVER, Flips, activation_levels, bit_maps, estimator_cosine, shares
 
 SHAPE = {"vocab_size": 31, "context": 8, "d_model": 12, "n_layers": 2, "n_heads": 2, "linear": "ternary"}
 
@@ -76,6 +76,23 @@ def test_the_estimator_is_compared_with_the_gradient_of_a_floating_point_twin() 
     assert not torch.allclose(plain(batch[0]), twin(batch[0]))
 
 
+def test_activations_are_counted_by_level() -> None:
+    one = model().train()
+    tokens = torch.randint(31, (2, 8))
+    found = activation_levels(one, tokens)
+    assert one.training and found.keys() == bit_maps(one).keys()
+    assert found["blocks.0.attn.q"] == found["blocks.0.attn.k"]  # which read the same
+    assert all(1 / 48 <= top < 0.5 for _, top in found.values())  # each token's largest entry is at the top itself
+    rows = torch.tensor([[127.0, 0.4, 0.6, 0.0], [-127.0, 127.0, 0.0, 0.0]])
+    seen = []
+    down = one.blocks[0].ff.down
+    down.norm = None
+    down.register_forward_pre_hook(lambda *_: seen.append(True) or (rows.repeat(1, 12)[:, None, :].repeat(1, 8, 1),))
+    found = activation_levels(one, tokens)
+    assert seen
+    assert found["blocks.0.ff.down"] == pytest.approx([1 / 8, 3 / 8])  # what is 0 anyway is not rounded to 0
+
+
 def test_a_run_says_it_in_its_metrics_and_again_after_a_resume(tmp_path: Path) -> None:
     def lines(folder: RunFolder) -> list[dict[str, object]]:
         found = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
@@ -83,8 +100,8 @@ def test_a_run_says_it_in_its_metrics_and_again_after_a_resume(tmp_path: Path) -
 
     whole = RunFolder.create(tmp_path / "whole")
     train(whole, small())
-    said = {line["step"]: set(line) & {"flips", "ternary_shares", "estimator_cosine"} for line in lines(whole)}
-    everything = {"flips", "ternary_shares", "estimator_cosine"}
+    everything = {"flips", "ternary_shares", "estimator_cosine", "activation_levels"}
+    said = {line["step"]: set(line) & everything for line in lines(whole)}
     assert said == {
         0: set(), 1: set(), 70: set(), 100: {"flips"}, 140: set(), 150: everything - {"flips"}, 200: everything,
     }  # fmt: skip

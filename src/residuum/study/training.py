@@ -43,6 +43,7 @@ def training_cell(recipe: Recipe, label: str) -> Cell:
     _try_out(recipe.model, recipe.engine)
     settings = as_dict(recipe)
     settings["run"].pop("dir", None)
+    settings.pop("twin")  # a model of its own: who wants it trained makes it a cell
     settings[DEPENDS] = {
         "text": _fingerprint(recipe.data, recipe.model.context),
         "connection": code_of(recipe.model.residual),

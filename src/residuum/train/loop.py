@@ -37,7 +37,7 @@ from residuum.train.optimizer import make_optimizer, set_rates
 from residuum.train.recipe import Recipe
 from residuum.train.run_folder import Log, RunFolder
 from residuum.train.schedule import learning_rate, weight_decay
-from residuum.train.ternary import Flips, estimator_cosine, shares
+from residuum.train.ternary import Flips, activation_levels, estimator_cosine, shares
 from residuum.train.text import Corpus, read_corpus
 from residuum.train.tokenizer import Tokenizer, Tokens, make_tokenizer, tokenize
 
@@ -175,8 +175,7 @@ class _Training:
             if flips is not None:
                 recorded, line["flips"] = True, flips
             if evaluated and self.flips.maps:
-                line["ternary_shares"] = shares(self.model)
-                line["estimator_cosine"] = self._cosine()
+                line |= self._ternary()
             if evaluated:
                 line["bits_per_byte"] = bits_per_byte(
                     self.model, self.held_out, self.tokenizer, run.eval_tokens, optim.batch_size, self.counted
@@ -255,12 +254,17 @@ class _Training:
         self.optimizer.step()
         return mean, length, imbalance if mixtures else None, np.concatenate(targets), parts
 
-    def _cosine(self) -> dict[str, float]:
-        """Of the first windows of held-out text, which are the same at every step."""
+    def _ternary(self) -> dict[str, Any]:
+        """What ternary maps are and do, on windows of held-out text that are the same at every step."""
         context = self.recipe.model.context
         x, y = windows(self.held_out, spread(self.held_out, context, self.recipe.optim.batch_size), context)
+        x, y = x.to(self.device), y.to(self.device)
         with self._autocast():
-            return estimator_cosine(self.engine, self.model, (x.to(self.device), y.to(self.device)))
+            return {
+                "ternary_shares": shares(self.model),
+                "estimator_cosine": estimator_cosine(self.engine, self.model, (x, y)),
+                "activation_levels": activation_levels(self.model, x),
+            }
 
     def _seed(self, step: int) -> None:
         # Dropout must not remember what was drawn before a kill, so every step starts its own sequence.

@@ -18,6 +18,9 @@ from residuum.model.residual import residual_of
 
 FOLDER = Path(__file__).parent / "recipes"
 
+ON_TOP = ("engine", "twin")
+"""The keys of a recipe that belong to no section."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -113,6 +116,9 @@ class OptimConfig:
     from half of the steps on, on the line from second_lr, with no weight decay any more."""
     second_lr: float | None = None
     """Peak of the second line of two-stage. None: two thirds of lr, as in BitNet's published runs."""
+    twin_lr: float | None = None
+    """Peak learning rate of the full-precision twin (see twin), with min_lr in proportion. None: lr. The twin of a
+    two-stage run decays along a cosine: two stages are for ternary weights."""
     weight_decay: float = 0.1
     """Decay of matrices, per unit of learning rate; vectors (biases, gains) never decay."""
     beta1: float = 0.9
@@ -128,8 +134,9 @@ class OptimConfig:
         check_range(self, "optim", 0, 2**53, ("min_lr", "warmup", "weight_decay", "clip"))
         if self.decay != "constant" and self.min_lr > self.lr:
             raise InputError(f"optim.min_lr = {self.min_lr} is above optim.lr = {self.lr}: give a smaller one")
-        if not self.lr > 0:
-            raise InputError(f"optim.lr is {self.lr}: give a number above 0")
+        for name, rate in (("lr", self.lr), ("twin_lr", self.twin_lr)):
+            if rate is not None and not rate > 0:
+                raise InputError(f"optim.{name} is {rate}: give a number above 0")
         if self.second_lr is not None and self.decay != "two-stage":
             raise InputError(
                 "optim.second_lr is the second line of optim.decay = 'two-stage': leave it away, or set that"
@@ -159,8 +166,18 @@ class Recipe:
     engine: str = "autograd"
     """Way to the gradients: autograd, PyTorch's own; explicit, each one derived by hand and no graph; scalar, number by
     number in plain Python, for tiny models on the cpu."""
+    twin: bool = False
+    """Whether a full-precision twin of a ternary model is trained after it, on the same batches, in RUN/twin; the
+    report shows both."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.twin, bool):
+            raise InputError(f"twin is {self.twin!r}: give true or false")
+        if self.twin and self.model.linear == "float":
+            raise InputError(
+                "twin = true is nothing for model.linear = 'float', which is full precision: leave --twin away, or set "
+                "model.linear to ternary"
+            )
         residual_of(self.model)
         if not self.model.causal or self.model.head == "none":
             raise InputError("model.causal = true and a head are what predicting the next token takes: set both")
@@ -175,6 +192,18 @@ class Recipe:
                 f"run.device = '{self.run.device}' is nothing for engine = 'scalar', which is plain Python: "
                 "leave run.device away, or set engine to autograd"
             )
+        if self.twin:
+            self.full_precision()  # its own checks
+
+    def full_precision(self) -> Recipe:
+        """The twin's recipe: the same but for `model.linear`, the learning rate, and two stages, made for ternary."""
+        optim = self.optim
+        if optim.decay == "two-stage":
+            optim = dataclasses.replace(optim, decay="cosine", second_lr=None)
+        if optim.twin_lr is not None:
+            low = optim.twin_lr * (optim.min_lr / optim.lr)
+            optim = dataclasses.replace(optim, lr=optim.twin_lr, min_lr=low, twin_lr=None)
+        return dataclasses.replace(self, twin=False, optim=optim, model=dataclasses.replace(self.model, linear="float"))
 
 
 def load_recipe(name: str) -> Recipe:
@@ -204,9 +233,9 @@ def recipe_from(content: dict[str, Any], where: str) -> Recipe:
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """The engine, and sections and their keys, as TOML holds them: a None is left out."""
+    """Engine and twin, and sections and their keys, as TOML holds them: a None is left out."""
     content = dataclasses.asdict(recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
-    return {"engine": content.pop("engine"), **content}
+    return {key: content.pop(key) for key in ON_TOP} | content
 
 
 def _build(kind: Any, content: dict[str, Any], where: str, prefix: str) -> Any:
@@ -216,8 +245,8 @@ def _build(kind: Any, content: dict[str, Any], where: str, prefix: str) -> Any:
         if key not in hints:
             close = difflib.get_close_matches(key, hints, n=1)
             mend = f"did you mean '{prefix}{close[0]}'?" if close else f"it may hold {', '.join(hints)}"
-            if key == "engine":  # TOML gives a key to the section above it
-                mend = "write engine on top of the file, above the first section"
+            if key in ON_TOP:  # TOML gives a key to the section above it
+                mend = f"write {key} on top of the file, above the first section"
             raise InputError(f"{where}: no key '{prefix}{key}': {mend}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):

@@ -96,6 +96,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def twin(self) -> RunFolder:
+        """The run of the full-precision twin, which need not be there."""
+        return RunFolder(self.path / "twin")
+
     @cached_property
     def recipe(self) -> Recipe:
         return load_recipe(str(self.recipe_file))

@@ -1,16 +1,18 @@
-"""What ternary weights do while they train: their shares, how many flip, and whether the gradient is true."""
+"""What ternary maps do while they train: levels, how many flip, whether the gradient is true, what rounding loses."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from residuum.engine import Engine
-from residuum.model import Transformer
+from residuum.model import ModelConfig, Transformer
 from residuum.model.linear import BitLinear
-from residuum.model.quantise import ternary, unrounded
+from residuum.model.quantise import LEVELS, eight_bits, ternary, unrounded
 from residuum.train.batches import Batch
 
 FLIPS_OVER = 100
@@ -20,6 +22,12 @@ FLIPS_OVER = 100
 def bit_maps(model: nn.Module) -> dict[str, BitLinear]:
     """The ternary maps of a model, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
+
+
+def sizes(config: ModelConfig) -> dict[str, int]:
+    """How many weights each ternary map of such a model has."""
+    with torch.device("meta"):
+        return {name: module.weight.numel() for name, module in bit_maps(Transformer(config)).items()}
 
 
 def levels(module: BitLinear) -> Tensor:
@@ -79,6 +87,33 @@ def estimator_cosine(engine: Engine, model: Transformer, batch: Batch) -> dict[s
         name: torch.nn.functional.cosine_similarity(ours.flatten(), true.flatten(), 0).item()
         for name, ours, true in zip(maps, *found, strict=True)
     }
+
+
+@torch.no_grad()
+def activation_levels(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> dict[str, list[float]]:
+    """Of each ternary map the share of what it reads that eight bits round to 0, and the share at the largest level.
+
+    What is 0 anyway, behind a relu say, is not counted as rounded. Nothing is ever cut off: the largest level is the
+    largest entry of a row itself, so that every row has one. An expert that read nothing is left out.
+    """
+    found: dict[str, list[float]] = {}
+
+    def look(module: BitLinear, args: tuple[Tensor], name: str) -> None:
+        (x,) = args
+        if x.numel():
+            levels, _ = eight_bits(x if module.norm is None else module.norm(x))
+            lost, top = (levels == 0) & (x != 0), levels.abs() == LEVELS
+            found[name] = [each.float().mean().item() for each in (lost, top)]
+
+    handles = [module.register_forward_pre_hook(partial(look, name=name)) for name, module in bit_maps(model).items()]
+    was_training = model.training
+    try:
+        model.eval()(tokens)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _gradient(module: BitLinear) -> Tensor:
