@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,31 @@ class Section:
     rows: list[list[Row]]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a page says of a run besides its residual stream: a sentence or two, a table, charts.
+
+    The first of the `rows` names the columns, the first column the rows.
+    """
+
+    title: str
+    note: str
+    charts: list[dict[str, Any]]
+    finding: str = ""
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+
 def render_page(
     audit: Audit,
     training: dict[str, Any] | None = None,
     facts: list[str] | None = None,
     sample: str = "",
     parts: dict[str, Any] | None = None,
+    more: Sequence[Part] = (),
 ) -> str:
     """`training` is a chart of the run's own curve, `facts` are lines under the verdict, `sample` is text it wrote.
 
-    `parts` is a chart of both parts of the gradient as the run measured them.
+    `parts` is a chart of both parts of the gradient as the run measured them; `more` stands between it and the streams.
     """
     environment = page_environment(Path(__file__).parent)
     environment.filters["shorten"] = shorten
@@ -49,6 +65,7 @@ def render_page(
         sections.append(Section(title, charts, fold(rows), [[row] for row in rows]))
     charts = [
         *(chart for chart in (training, parts) if chart),
+        *(chart for part in more for chart in part.charts),
         *(chart for section in sections for chart in section.charts),
     ]
     return environment.get_template("page.html.jinja").render(
@@ -56,6 +73,7 @@ def render_page(
         structure_only=STRUCTURE_ONLY,
         training=training,
         parts=parts,
+        more=more,
         facts=facts or [],
         sample=sample,
         sections=sections,

@@ -48,7 +48,10 @@ def finished(chart: Any, height: int = 210) -> dict[str, Any]:
             "gridOpacity": 0.12, "domainColor": "currentColor", "domainOpacity": 0.4, "tickColor": "currentColor",
             "tickOpacity": 0.4, "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 12,
         },
-        "legend": {"labelColor": "currentColor", "labelFontSize": 12, "symbolType": "circle"},
+        "legend": {
+            "labelColor": "currentColor", "titleColor": "currentColor", "titleFontWeight": "normal",
+            "labelFontSize": 12, "symbolType": "circle",
+        },
     }  # fmt: skip
     return {"title": title, "spec": spec}
 

@@ -11,11 +11,14 @@ from residuum.audit.audit import Audit, judge
 from residuum.audit.charts import parts_chart, training_chart
 from residuum.audit.finding import Evidence, source_of
 from residuum.audit.html import render_page
+from residuum.audit.ternary import Maps
+from residuum.audit.twin import Twins
 from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.stream import flow
 from residuum.train.batches import spread, windows
 from residuum.train.run_folder import RunFolder
+from residuum.train.ternary import sizes
 from residuum.train.text import read_corpus
 from residuum.train.tokenizer import tokenize
 
@@ -53,4 +56,13 @@ def write_report(folder: RunFolder, audit: Audit) -> None:
     ]
     samples = folder.samples_file.read_text(errors="replace") if folder.samples_file.exists() else ""
     newest = samples.rpartition("== step ")[2].partition("\n")[2].strip()
-    write_whole(folder.report_file, render_page(audit, training_chart(lines), facts, newest, parts_chart(lines)))
+    twins, maps = Twins.of(folder), Maps(lines, sizes(model)).part()
+    more = [part for part in (twins and twins.part(), maps) if part]
+    page = render_page(audit, training_chart(lines), facts, newest, parts_chart(lines), more)
+    write_whole(folder.report_file, page)
+
+
+def run_lines(folder: RunFolder) -> list[str]:
+    """What a terminal says of a run besides its audit: what is ternary in it, and what its twin is better at."""
+    twins, maps = Twins.of(folder), Maps(folder.metrics(), sizes(folder.recipe.model))
+    return [*maps.findings(), *([f"against its full-precision twin: {twins.finding}"] if twins else [])]

@@ -15,24 +15,25 @@ from residuum.train.loop import Progress as Watcher
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Watcher]:
-    """A watcher to hand to `train`."""
+def watching(console: Console, name: str = "") -> Iterator[Watcher]:
+    """A watcher to hand to `train`; `name` says which model it is, where there are two."""
+    prefix = f"{name}  " if name else ""
     if not console.is_terminal:
-        yield Lines(console)
+        yield Lines(console, prefix)
         return
     columns = (
         BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as bar:
-        yield Bar(bar)
+        yield Bar(bar, prefix)
 
 
 class Lines:
     """One plain line an evaluation, and one every tenth of the run."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, prefix: str) -> None:
+        self._console, self._prefix = console, prefix
         self._shown = -1
         self._first: tuple[float, float] | None = None  # time and step at the first line
 
@@ -46,23 +47,24 @@ class Lines:
             now, done = time.perf_counter(), line["step"]
             began, first = self._first = self._first or (now, done)
             left = f"  {(steps - done) * (now - began) / (done - first):.0f} s left" if done > first else ""
-            self.note(f"step {done:>6.0f}/{steps}  {_figures(line)}{left}")
+            self.note(f"{self._prefix}step {done:>6.0f}/{steps}  {_figures(line)}{left}")
 
 
 class Bar:
     """A bar whose text is the newest figures; each evaluation leaves a line."""
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
+    def __init__(self, bar: Progress, prefix: str) -> None:
+        self._bar, self._prefix = bar, prefix
         self._task = bar.add_task("starting", total=None)
 
     def note(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False)
 
     def step(self, line: dict[str, Any], steps: int) -> None:
-        self._bar.update(self._task, total=steps, completed=line["step"], description=_figures(line))
+        figures = _figures(line)
+        self._bar.update(self._task, total=steps, completed=line["step"], description=self._prefix + figures)
         if "bits_per_byte" in line:
-            self.note(f"step {line['step']:>6.0f}/{steps}  {_figures(line)}")
+            self.note(f"{self._prefix}step {line['step']:>6.0f}/{steps}  {figures}")
 
 
 def _figures(line: dict[str, Any]) -> str:

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from residuum.audit.run import audit_run, write_report
+from residuum.audit.run import audit_run, run_lines, write_report
 from residuum.audit.terminal import print_audit
 from residuum.cli.options import parse
 from residuum.cli.progress import watching
 from residuum.errors import InputError
-from residuum.train import Recipe, RunFolder, load_recipe, train
+from residuum.train import Recipe, RunFolder, load_recipe, train, train_twin
 from residuum.train.memory import keep_freed_memory
 
 USAGE = """Train a Transformer from a recipe: quick, gpt, names, bitnet-arithmetic, bitnet, bitnet-95m, bitnet-2b4t, or
 the path of a TOML file.
 
 Every value of the recipe can be given on the command line.
+
+--twin trains a ternary recipe's full-precision twin after it, on the same batches, and the report shows both.
 
 residuum train --resume RUN goes on with a run that was stopped, to the same weights bit for bit.
 """
@@ -42,17 +44,23 @@ def main(args: list[str]) -> int:
     keep_freed_memory()
     console = Console(soft_wrap=True)
     try:
-        with watching(console) as progress:
+        with watching(console, "ternary" if recipe.twin else "") as progress:
             train(folder, recipe, progress)
+        audit = audit_run(folder)
+        write_report(folder, audit)
+        if recipe.twin:
+            with watching(console, "twin") as progress:
+                train_twin(folder, progress)
+            write_report(folder.twin, audit_run(folder.twin))
+            write_report(folder, audit)  # once more, with both: the first stays if the twin fails
     except KeyboardInterrupt:
         begun = folder.recipe_file.exists()
         mend = f"residuum train --resume {folder.path} goes on" if begun else "nothing was begun"
         console.print(f"stopped; {mend}", markup=False, highlight=False)
         return 130
-    audit = audit_run(folder)
-    write_report(folder, audit)
     print_audit(audit, Console())
-    console.print(f"\nreport: {folder.report_file}", markup=False, highlight=False)
+    for line in ("", *run_lines(folder), f"report: {folder.report_file}"):
+        console.print(line, markup=False, highlight=False)
     return 0
 
 
