@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from residuum.audit import audit as audit
     from residuum.errors import InputError as InputError
     from residuum.model import ModelConfig as ModelConfig
+    from residuum.model import Sampling as Sampling
     from residuum.model import Transformer as Transformer
     from residuum.model import generate as generate
     from residuum.monitor import Monitor as Monitor
@@ -26,6 +27,7 @@ _HOME = {
     "Monitor": "monitor",
     "TraceError": "stream",
     "ResidualGraph": "stream",
+    "Sampling": "model",
     "Transformer": "model",
     "audit": "audit",
     "flow": "stream",

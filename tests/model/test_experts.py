@@ -18,7 +18,7 @@ from residuum.engine.check.cases import CLEAR, Case, cases, config, nearest_tie,
 from residuum.engine.check.measure import compare
 from residuum.engine.explicit import Explicit
 from residuum.errors import InputError
-from residuum.model import ModelConfig, Transformer, generate
+from residuum.model import ModelConfig, Sampling, Transformer, generate
 from residuum.model.cross_entropy import cross_entropy
 from residuum.model.experts import Balance, MixtureOfExperts
 from residuum.model.feedforward import make_feedforward
@@ -249,7 +249,7 @@ def test_generation_with_a_cache_equals_without() -> None:
     cache = model.new_cache(batch=2)
     pieces = [model(read[:, a:b], cache=cache) for a, b in ((0, 4), (4, 5), (5, 10))]
     torch.testing.assert_close(torch.cat(pieces, 1), model(read))
-    written = list(generate(model, [3], 8, temperature=0.0))
+    written = list(generate(model, [3], 8, Sampling(0)))
     seen = [3]
     for token in written:
         assert token == int(model(torch.tensor([seen]))[0, -1].argmax())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from residuum.engine.check.cases import ready
-from residuum.model import ModelConfig, Transformer, generate
+from residuum.model import ModelConfig, Transformer
 from residuum.model.residual import REGISTRY
 
 BASE = {"vocab_size": 31, "context": 10, "d_model": 12, "n_layers": 2, "n_heads": 3}
@@ -119,27 +119,6 @@ def test_too_long_says_so(tiny: Transformer) -> None:
         tiny(torch.zeros(1, 13, dtype=torch.long))
     with pytest.raises(ValueError, match="without padding"):
         tiny(torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.bool), tiny.new_cache(1))
-
-
-def test_greedy_generation_takes_the_best_and_outlives_the_context(tiny: Transformer) -> None:
-    tiny.eval()
-    prompt = [3, 1, 4]
-    written = list(generate(tiny, prompt, 30, temperature=0.0))
-    assert len(written) == 30
-    window = list(prompt)
-    for token in written:  # the argmax of the whole text; past 12 tokens, of its newer half and what follows
-        window = window[-6:] if len(window) > 12 else window
-        assert token == int(tiny(torch.tensor([window]))[0, -1].argmax())
-        window.append(token)
-    with pytest.raises(ValueError, match="at least one token"):
-        next(generate(tiny, [], 3))
-
-
-def test_sampling_follows_its_seed_and_top_k(tiny: Transformer) -> None:
-    tiny.eval()
-    draws = [list(generate(tiny, [1], 20, generator=torch.Generator().manual_seed(s))) for s in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
-    assert list(generate(tiny, [1], 9, top_k=1)) == list(generate(tiny, [1], 9, temperature=0.0))
 
 
 def test_a_connection_of_ones_own_is_chosen_by_name() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from residuum.audit.charts import training_chart
 from residuum.errors import InputError
-from residuum.model import ModelConfig, Transformer, generate
+from residuum.model import ModelConfig, Sampling, Transformer, generate
 from residuum.train import RunFolder, load_recipe, train
 from residuum.train.answers import QuestionBatches, Questions, in_answers, mark_token
 from residuum.train.recipe import DataConfig, as_dict, recipe_from
@@ -93,13 +93,13 @@ def test_exact_match_is_what_greedy_generation_answers(seed: int) -> None:
     for question in questions:
         prompt = [end, *TOKENIZER.encode(question).tolist()]
         answer = []
-        for token in generate(model, prompt, 9 - len(prompt), temperature=0.0):
+        for token in generate(model, prompt, 9 - len(prompt), Sampling(0)):
             if token == end:
                 break
             answer.append(token)
         documents.append(question + TOKENIZER.decode(answer))
     fits = [d for d in documents if len(d) + 2 <= 10]
-    ended = [d for d in fits if end in list(generate(model, [end, *TOKENIZER.encode(d).tolist()], 1, temperature=0.0))]
+    ended = [d for d in fits if end in list(generate(model, [end, *TOKENIZER.encode(d).tolist()], 1, Sampling(0)))]
     share, by_kind = Questions(documents, TOKENIZER, "=", 9).exact_match(model, 2)
     assert share == pytest.approx(len(ended) / len(fits))
     kinds = [re.sub(r"[0-9]+", "n", d.partition("=")[0]) for d in fits]

@@ -7,12 +7,11 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 import tyro
 
 from residuum.cli.options import parse
 from residuum.errors import InputError
-from residuum.model import generate
+from residuum.model import Sampling, generate
 from residuum.train import RunFolder
 
 
@@ -51,9 +50,10 @@ def main(args: list[str]) -> int:
     if changed := folder.changed_code():
         print(f"residuum: {changed}: its weights were trained with another", file=sys.stderr)
     prompt = [tokenizer.separator, *tokenizer.encode(options.prompt).tolist()]
-    generator = torch.Generator().manual_seed(options.seed)
     tokens: list[int] = []
-    for token in generate(model, prompt, options.max_new_tokens, options.temperature, options.top_k, generator):
+    for token in generate(
+        model, prompt, options.max_new_tokens, Sampling(options.temperature, options.top_k), options.seed
+    ):
         if token == tokenizer.separator:
             break
         tokens.append(token)

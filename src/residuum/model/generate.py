@@ -3,52 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from residuum.model.sample import Sampling
 from residuum.model.transformer import Transformer
 
 
-@torch.inference_mode()
+@runtime_checkable
+class Decoder(Protocol):
+    """Reads a text piece by piece, and remembers `length` tokens of it, at most `context`."""
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def read(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The scores, one for each of the vocabulary, of the token after these, which follow those read before."""
+        ...
+
+    def forget(self) -> None:
+        """The next tokens begin a text."""
+        ...
+
+
+class CachedTransformer:
+    """A Transformer and the keys and values of what it has read."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self.context = model.config.context
+        self.forget()
+
+    @property
+    def length(self) -> int:
+        return self._cache[0].length
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """In evaluation mode, whichever the model is in. Raises `ValueError` for more tokens than the context."""
+        was_training = self.model.training
+        if was_training:
+            self.model.eval()
+        try:
+            new = torch.tensor([list(tokens)], device=self.model.embedding.weight.device)
+            scores: NDArray[np.float32] = self.model(new, cache=self._cache)[0, -1].float().cpu().numpy()
+        finally:
+            if was_training:
+                self.model.train()
+        return scores
+
+    def forget(self) -> None:
+        self._cache = self.model.new_cache(batch=1)
+
+
+class Continuation:
+    """A text that grows by what is appended, and with each `next` by a token that follows.
+
+    Where the text passes the decoder's context, its newer half is read again and the older half forgotten: `forgotten`
+    counts the tokens that the decoder does not see.
+    """
+
+    def __init__(self, decoder: Decoder, sampling: Sampling, rng: np.random.Generator) -> None:
+        decoder.forget()
+        self.decoder, self.sampling, self.rng = decoder, sampling, rng
+        self.forgotten = 0
+        self._text: list[int] = []
+        self._unread = 0
+
+    def append(self, tokens: Sequence[int]) -> None:
+        self._text += tokens
+        self._unread += len(tokens)
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        if not self._unread:
+            raise ValueError("a prompt has at least one token")
+        token = self.sampling.draw(self._read(), self.rng)
+        self.append([token])
+        return token
+
+    def _read(self) -> NDArray[np.float32]:
+        context = self.decoder.context
+        if self.decoder.length + self._unread > context:
+            self.decoder.forget()
+            self._unread = min(max(context // 2, self._unread), context)
+            self.forgotten = len(self._text) - self._unread
+        scores = self.decoder.read(self._text[-self._unread :])
+        self._unread = 0
+        return scores
+
+
 def generate(
-    model: Transformer,
+    decoder: Decoder | Transformer,
     prompt: Sequence[int],
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - it is frozen
+    rng: np.random.Generator | int | None = None,
 ) -> Iterator[int]:
-    """Yield up to `max_new_tokens` tokens that follow `prompt` (at least one token).
+    """`max_new_tokens` tokens that follow `prompt` (at least one token), each as soon as it is drawn.
 
-    The next token is drawn from softmax(scores / temperature), among the `top_k` best if given; temperature 0 takes the
-    best. Keys and values are cached; past the model's context, the newer half of it is read again and the older half
-    forgotten.
+    `rng` is a seed, or what goes on drawing: one seed gives one text, whatever computes the scores. Past the model's
+    context, the newer half of it is read again and the older half forgotten.
     """
-    if not prompt:
-        raise ValueError("a prompt has at least one token")
-    context = model.config.context
-    device = model.embedding.weight.device
-    seen = list(prompt)[-context:]
-    cache = model.new_cache(batch=1)
-    new = seen
-    for _ in range(max_new_tokens):
-        if cache[0].length + len(new) > context:
-            cache = model.new_cache(batch=1)
-            new = seen[-max(context // 2, 1) :]
-        scores = model(torch.tensor([new], device=device), cache=cache)[0, -1].float()
-        token = _draw(scores, temperature, top_k, generator)
-        yield token
-        seen.append(token)
-        new = [token]
-
-
-def _draw(scores: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> int:
-    if temperature == 0:
-        return int(scores.argmax())
-    if top_k is not None:
-        scores = scores.masked_fill(scores < scores.topk(min(top_k, len(scores))).values[-1], float("-inf"))
-    # Drawn on the CPU, so that one seed gives one text whatever device the model runs on.
-    # The best score is subtracted first, so that no temperature is too small to divide by.
-    chances = torch.softmax((scores - scores.max()) / temperature, dim=-1).cpu()
-    return int(torch.multinomial(chances, 1, generator=generator))
+    reader = CachedTransformer(decoder) if isinstance(decoder, Transformer) else decoder
+    text = Continuation(reader, sampling, np.random.default_rng(rng))
+    text.append(prompt)
+    return islice(text, max_new_tokens)

@@ -18,7 +18,7 @@ from residuum.engine.explicit import Explicit
 from residuum.engine.trial import faults_named, try_out
 from residuum.errors import InputError
 from residuum.files import write_whole
-from residuum.model import Transformer, generate
+from residuum.model import Sampling, Transformer, generate
 from residuum.model.cross_entropy import NOT_COUNTED
 from residuum.model.experts import MixtureOfExperts
 from residuum.train.answers import QuestionBatches, Questions, in_answers, mark_token
@@ -300,12 +300,9 @@ class _Training:
         )
 
     def _sample(self, step: int) -> str:
-        generator = torch.Generator().manual_seed(self.recipe.run.seed * 1_000_003 + step)
-        self.model.eval()
-        tokens = generate(
-            self.model, [self.tokenizer.separator], self.recipe.run.sample_tokens, 0.8, generator=generator
-        )
-        return self.tokenizer.decode(list(tokens))
+        seed = self.recipe.run.seed * 1_000_003 + step
+        start, length = [self.tokenizer.separator], self.recipe.run.sample_tokens
+        return self.tokenizer.decode(list(generate(self.model, start, length, Sampling(0.8), seed)))
 
 
 def _new_tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
