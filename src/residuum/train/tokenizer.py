@@ -18,7 +18,10 @@ Tokens = NDArray[np.int32]
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back. `token_bytes[t]` is how many bytes of text token t stands for, 1 for the separator."""
+    """Text to tokens and back. `token_bytes[t]` is how many bytes of text token t stands for, 1 for the separator.
+
+    `bytes_of(t)` is those bytes, perhaps a part of a character; the separator is shown as a line's end.
+    """
 
     vocab_size: int
     separator: int
@@ -27,6 +30,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Tokens: ...
 
     def decode(self, tokens: Sequence[int]) -> str: ...
+
+    def bytes_of(self, token: int) -> bytes: ...
 
     def to_json(self) -> str: ...
 
@@ -42,7 +47,10 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(t if t < 256 else ord("\n") for t in tokens).decode(errors="replace")
+        return b"".join(map(self.bytes_of, tokens)).decode(errors="replace")
+
+    def bytes_of(self, token: int) -> bytes:
+        return bytes([token]) if token != self.separator else b"\n"
 
     def to_json(self) -> str:
         return json.dumps({"type": "byte"})
@@ -69,6 +77,9 @@ class CharTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join((self.alphabet + "\n")[t] for t in tokens)
 
+    def bytes_of(self, token: int) -> bytes:
+        return self.decode([token]).encode()
+
     def to_json(self) -> str:
         return json.dumps({"type": "char", "alphabet": self.alphabet})
 
@@ -82,10 +93,10 @@ class BPETokenizer:
         self._inner = inner
         self._inner.encode_special_tokens = True  # the separator's name, should a text hold it, is text
         self.vocab_size = inner.get_vocab_size()
-        # The byte-level alphabet writes each byte as one character, so a token's length is its number of bytes.
-        self.token_bytes = np.array(
-            [1, *(len(inner.id_to_token(t) or "") for t in range(1, self.vocab_size))], np.int64
-        )
+        byte_of = _byte_level_alphabet()
+        spelled = (inner.id_to_token(t) or "" for t in range(1, self.vocab_size))
+        self._bytes = [b"\n", *(bytes(byte_of[c] for c in characters) for characters in spelled)]
+        self.token_bytes = np.array([len(of_token) for of_token in self._bytes], np.int64)
 
     @classmethod
     def learn(cls, documents: Iterable[str], vocab_size: int) -> BPETokenizer:
@@ -106,7 +117,10 @@ class BPETokenizer:
         return np.array(self._inner.encode(text).ids, np.int32)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return "\n".join(self._inner.decode(part) for part in _split_at(tokens, self.separator))
+        return b"".join(map(self.bytes_of, tokens)).decode(errors="replace")
+
+    def bytes_of(self, token: int) -> bytes:
+        return self._bytes[token]
 
     def to_json(self) -> str:
         return json.dumps({"type": "bpe", "tokenizer": json.loads(self._inner.to_str())})
@@ -125,16 +139,25 @@ def make_tokenizer(config: DataConfig, documents: list[str]) -> Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Raises `InputError` if the file is missing or is no tokenizer."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: the run folder is not complete") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+    return tokenizer_from(text, path)
+
+
+def tokenizer_from(text: str, path: Path) -> Tokenizer:
+    """The tokenizer whose `to_json` is `text`. Raises `InputError`, which names the file it stood in, if it is none."""
+    try:
+        content = json.loads(text)
         if content["type"] == "byte":
             return ByteTokenizer()
         if content["type"] == "char":
             return CharTokenizer(content["alphabet"])
         return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: the run folder is not complete") from None
     except Exception as error:  # the tokenizers package raises bare Exception
-        raise InputError(f"{path} is damaged ({error}): restore it from a copy of the run") from error
+        raise _damaged(path, error) from error
 
 
 def tokenize(tokenizer: Tokenizer, documents: Iterable[str]) -> Tokens:
@@ -153,11 +176,15 @@ def _first_bytes(documents: list[str], most: int) -> Iterable[str]:
             return
 
 
-def _split_at(tokens: Sequence[int], separator: int) -> list[list[int]]:
-    parts: list[list[int]] = [[]]
-    for token in tokens:
-        if token == separator:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged ({error}): restore it from a copy of the run")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level token stands for, as GPT-2 has it.
+
+    Bytes that Latin-1 prints are themselves, the others are characters from 256 on.
+    """
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
