@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 PARTS = (
@@ -26,6 +27,8 @@ PARTS = (
     "transformer",
 )
 install_import_hook([f"residuum.model.{part}" for part in PARTS], "beartype.beartype")
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+settings.load_profile("untimed")
 
 import torch
 
