@@ -2,60 +2,69 @@
 
 from __future__ import annotations
 
-import math
-import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import islice
 
-import tyro
+import numpy as np
 
+from residuum.cli.decoding import Decoding, check_text, note, note_passed, open_reader
 from residuum.cli.options import parse
-from residuum.errors import InputError
-from residuum.model import Sampling, generate
-from residuum.train import RunFolder
+from residuum.model import Continuation
+from residuum.train.pieces import pieces
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Decoding):
     """Continue a text with a trained run."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
     prompt: str = ""
     """Text to continue. Empty: start a new document."""
-    max_new_tokens: int = 200
-    """Most tokens to write; the model may end the document sooner."""
     temperature: float = 0.8
     """Below 1 likelier tokens are preferred, 0 takes the likeliest."""
-    top_k: int | None = None
-    """Choose among this many likeliest tokens. None: all."""
-    seed: int = 0
-    """Seed of the choices."""
 
 
 def main(args: list[str]) -> int:
-    """Write the prompt and its continuation."""
+    """Write the prompt and its continuation as it comes, and to standard error how fast it came."""
     options = parse(Options, args, "generate")
-    if not 0 <= options.temperature < math.inf:
-        raise InputError(f"--temperature is {options.temperature}: give a finite number of at least 0")
-    for flag, value in (("--max-new-tokens", options.max_new_tokens), ("--top-k", options.top_k)):
-        if value is not None and value < 1:
-            raise InputError(f"{flag} is {value}: give at least 1")
-    if not 0 <= options.seed < 2**63:
-        raise InputError(f"--seed is {options.seed}: give a whole number from 0 to 2⁶³ − 1")
-    if any("\ud800" <= c <= "\udfff" for c in options.prompt):
-        raise InputError("--prompt is not UTF-8 text")
-    folder = RunFolder.open(options.run)
-    tokenizer, model = folder.tokenizer, folder.model()
-    if changed := folder.changed_code():
-        print(f"residuum: {changed}: its weights were trained with another", file=sys.stderr)
+    sampling = options.sampling(options.temperature)
+    check_text(options.prompt, "--prompt")
+    reader = open_reader(options)
+    decoder, tokenizer = reader.decoder, reader.tokenizer
     prompt = [tokenizer.separator, *tokenizer.encode(options.prompt).tolist()]
-    tokens: list[int] = []
-    for token in generate(
-        model, prompt, options.max_new_tokens, Sampling(options.temperature, options.top_k), options.seed
-    ):
-        if token == tokenizer.separator:
-            break
-        tokens.append(token)
-    print(options.prompt + tokenizer.decode(tokens))
+    lost = len(prompt) - decoder.context
+    if lost > 0:
+        note(f"the model reads the last {decoder.context:,} of the prompt's {len(prompt):,} tokens, its context")
+    text = Continuation(decoder, sampling, np.random.default_rng(options.seed))
+    text.append(prompt)
+    pace = Pace()
+    print(options.prompt, end="", flush=True)
+    for piece in pieces(pace.of(islice(text, options.max_new_tokens)), tokenizer, options.stop):
+        print(piece, end="", flush=True)
+    print()
+    if text.forgotten > max(lost, 0):
+        note_passed(decoder.context)
+    note(pace.said(min(len(prompt), decoder.context)))
     return 0
+
+
+class Pace:
+    """When tokens came: the first once the prompt had been read, each other once the one before it had."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def of(self, tokens: Iterable[int]) -> Iterator[int]:
+        self.times.append(time.perf_counter())
+        for token in tokens:
+            self.times.append(time.perf_counter())
+            yield token
+
+    def said(self, prompt: int) -> str:
+        """Both speeds, where there was something to measure: the last token is drawn and not read."""
+        start, first, *later = self.times
+        said = (
+            f"prompt of {prompt:,} tokens read at {prompt / (first - start):,.1f} tokens/s; {1 + len(later):,} written"
+        )
+        return said + (f" at {len(later) / (later[-1] - first):,.1f} tokens/s" if later else "")

@@ -39,7 +39,7 @@ class CachedTransformer:
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self.context = model.config.context
-        self.forget()
+        self._cache = model.new_cache(batch=1)
 
     @property
     def length(self) -> int:
@@ -60,7 +60,8 @@ class CachedTransformer:
         return scores
 
     def forget(self) -> None:
-        self._cache = self.model.new_cache(batch=1)
+        for layer in self._cache:
+            layer.length = 0
 
 
 class Continuation:
@@ -74,11 +75,11 @@ class Continuation:
         decoder.forget()
         self.decoder, self.sampling, self.rng = decoder, sampling, rng
         self.forgotten = 0
-        self._text: list[int] = []
+        self.tokens: list[int] = []
         self._unread = 0
 
     def append(self, tokens: Sequence[int]) -> None:
-        self._text += tokens
+        self.tokens += tokens
         self._unread += len(tokens)
 
     def __iter__(self) -> Iterator[int]:
@@ -96,8 +97,8 @@ class Continuation:
         if self.decoder.length + self._unread > context:
             self.decoder.forget()
             self._unread = min(max(context // 2, self._unread), context)
-            self.forgotten = len(self._text) - self._unread
-        scores = self.decoder.read(self._text[-self._unread :])
+            self.forgotten = len(self.tokens) - self._unread
+        scores = self.decoder.read(self.tokens[-self._unread :])
         self._unread = 0
         return scores
 

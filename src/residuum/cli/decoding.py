@@ -1,0 +1,82 @@
+"""What generate and chat are told alike: the run, and how its next token is chosen."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from residuum.errors import InputError
+from residuum.model import CachedTransformer, Decoder, Sampling
+from residuum.train import RunFolder
+from residuum.train.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Which model writes, and how."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    max_new_tokens: int = 200
+    """Most tokens to write; the model may end the document sooner."""
+    top_k: int | None = None
+    """Choose among this many likeliest tokens. None: all."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens whose chances together reach this, as few as do. None: all."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")] = ()
+    """End before this text; may be given several times."""
+    seed: int = 0
+    """Seed of the choices."""
+
+    def sampling(self, temperature: float) -> Sampling:
+        """How to choose a token. Raises `InputError` for an option that cannot be."""
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens is {self.max_new_tokens}: give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}: give a whole number from 0 to 2⁶³ − 1")
+        if "" in self.stop:
+            raise InputError("--stop is empty: give a text, or leave it away")
+        for text in self.stop:
+            check_text(text, "--stop")
+        try:
+            return Sampling(temperature, self.top_k, self.top_p)
+        except InputError as error:
+            raise InputError(f"--{str(error).replace('_', '-', 1)}") from None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A trained model that reads, and what it takes to talk with it."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    mark: str | None
+    """What ends a question, where the run answers questions."""
+
+
+def open_reader(options: Decoding) -> Reader:
+    """Raises `InputError` where RUN is none."""
+    folder = RunFolder.open(options.run)
+    model = folder.model()
+    if changed := folder.changed_code():
+        note(f"{changed}: its weights were trained with another")
+    return Reader(CachedTransformer(model), folder.tokenizer, folder.recipe.data.answer)
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises `InputError` for what was no UTF-8 when it was typed."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise InputError(f"{where} is not UTF-8 text")
+
+
+def note(text: str) -> None:
+    """A line beside the answer."""
+    print(f"residuum: {text}", file=sys.stderr)
+
+
+def note_passed(context: int) -> None:
+    """Say that a text is longer than what the model sees of it."""
+    note(f"the text has passed the model's context of {context:,} tokens: it reads the newer half and forgets the rest")
