@@ -17,9 +17,9 @@ from residuum.model import Sampling
 class Steps(np.random.Generator):
     """Its numbers are the middles of `count` equal steps from 0 to 1, so that frequencies are chances."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, skipped: float = 0) -> None:
         super().__init__(np.random.PCG64(0))
-        self.count, self.taken = count, 0
+        self.count, self.taken = count, skipped
 
     def random(self) -> float:
         self.taken += 1
@@ -71,6 +71,14 @@ def test_of_equals_the_lower_is_likelier() -> None:
     assert frequencies(Sampling(top_k=1), [1.0, 2.0, 2.0])[1] == 1
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=2), Sampling(top_p=0.8)])
+def test_the_order_of_near_equals_decides_nothing(sampling: Sampling) -> None:
+    for one, other in (([1.0, 1.000001, 0.0], [1.000001, 1.0, 0.0]), ([1.0, 1.0, 0.0], [1.0, 1.000001, 0.0])):
+        steps, twin = Steps(98), Steps(98)
+        for _ in range(98):
+            assert sampling.draw(np.float32(one), steps) == sampling.draw(np.float32(other), twin)
+
+
 def test_a_nucleus_is_never_empty_nor_more_than_all() -> None:
     scores = [0.0, 1.0, 0.5]
     assert frequencies(Sampling(top_p=1e-300), scores)[1] == 1
@@ -87,6 +95,7 @@ def test_no_temperature_is_too_small(temperature: float) -> None:
 
 def test_infinite_scores() -> None:
     inf = math.inf
+    assert Sampling().draw(np.float32([-inf, 0.0]), Steps(1, skipped=-0.5)) == 1  # by the number 0 too
     assert frequencies(Sampling(), [-inf, 0.0, -inf, 0.0]).tolist() == [0, 0.5, 0, 0.5]
     assert frequencies(Sampling(), [inf, 0.0, -inf, inf]).tolist() == [0.5, 0, 0, 0.5]
     for temperature in (0, 1):

@@ -76,6 +76,10 @@ def test_a_stop_text_ends_it_however_tokens_cut_it(text: str, stop: list[str], s
         assert "".join(found) == shown
 
 
+def test_what_a_cut_character_is_shown_as_may_be_a_stop_text() -> None:
+    assert "".join(pieces([65, 0xC3], BYTES, ["�"])) == "A"
+
+
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_no_part_of_a_stop_text_is_shown(text: str, stop: list[str]) -> None:
     ends = [n for n in range(len(text) + 1) if text[:n].endswith(tuple(stop))]

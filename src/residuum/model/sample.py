@@ -48,24 +48,32 @@ class Sampling:
             return int(scores.argmax())
         # The best is taken off first, so that no temperature is too small to divide by. Infinity less itself is 0 here.
         with np.errstate(over="ignore", invalid="ignore"):
-            gaps = np.where(scores == best, 0.0, scores.astype(np.float64) - best)
+            gaps = np.subtract(scores, best, dtype=np.float64)
+            gaps[scores == best] = 0.0
             chances = np.exp(gaps / self.temperature)
+        if self.top_k is None and self.top_p is None:
+            return _place(chances, rng.random())
+        # In their own order, so that two decoders that disagree about that of near equals still draw alike.
+        tokens = np.sort(self._likeliest(chances))
+        return int(tokens[_place(chances[tokens], rng.random())])
+
+    def _likeliest(self, chances: NDArray[np.float64]) -> NDArray[np.intp]:
         tokens = np.flatnonzero(chances)
         if self.top_k is not None and self.top_k < len(tokens):
             least = np.partition(chances, -self.top_k)[-self.top_k]
             tokens = _by_chance(tokens[chances[tokens] >= least], chances)[: self.top_k]
         if self.top_p is not None:
-            tokens = _nucleus(tokens, chances, self.top_p)
-        tokens.sort()  # two decoders that disagree on the order of near equals still draw alike
-        below = chances[tokens].cumsum()
-        return int(tokens[np.searchsorted(below, rng.random() * below[-1], side="right")])
+            total = chances[tokens].sum()
+            # All that are less likely than this make less than 1 − top_p together: few are left to be sorted.
+            tokens = _by_chance(tokens[chances[tokens] >= (1 - self.top_p) * total / len(tokens)], chances)
+            tokens = tokens[: np.searchsorted(chances[tokens].cumsum(), self.top_p * total) + 1]
+        return tokens
 
 
-def _nucleus(tokens: NDArray[np.intp], chances: NDArray[np.float64], share: float) -> NDArray[np.intp]:
-    total = chances[tokens].sum()
-    # All that are less likely than this make less than 1 − share together: those that are sorted are few.
-    tokens = _by_chance(tokens[chances[tokens] >= (1 - share) * total / len(tokens)], chances)
-    return tokens[: np.searchsorted(chances[tokens].cumsum(), share * total) + 1]
+def _place(chances: NDArray[np.float64], share: float) -> int:
+    """Where the sum of `chances` passes `share` (below 1) of the whole: never at a chance of 0."""
+    sums = chances.cumsum()
+    return int(np.searchsorted(sums, share * sums[-1], side="right"))
 
 
 def _by_chance(tokens: NDArray[np.intp], chances: NDArray[np.float64]) -> NDArray[np.intp]:
