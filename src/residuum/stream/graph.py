@@ -10,10 +10,11 @@ from residuum.stream.capture import Capture
 from residuum.stream.carry import carried
 from residuum.stream.connection import behind, branch_of
 from residuum.stream.kind import kind_of
-from residuum.stream.node import ACTIVATION, WEIGHT, Connection, Node, Source
+from residuum.stream.node import ACTIVATION, Connection, Node, Source
 from residuum.stream.normalisation import normalised_by
 from residuum.stream.placement import Readers, norm_before, norm_reading, placement_of, readers_of
 from residuum.stream.projection import mixes_streams, state_of
+from residuum.stream.weights import leaves
 
 
 @dataclass
@@ -181,14 +182,7 @@ def _residual(index: int, connection: Connection, normed_after: bool, readers: R
 
 def _count_parameters(branch: set[Node]) -> int:
     """The entries of every parameter that the branch reads, through whatever computation, each counted once."""
-    pending = [node for each in branch for node in each.inputs if node.role == WEIGHT]
-    seen: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending += [each for each in node.inputs if each.role == WEIGHT]
-    return sum(node.shape.numel() for node in seen if not node.inputs)
+    return sum(node.shape.numel() for node in leaves([node for each in branch for node in each.inputs]))
 
 
 def _previous(node: Node) -> tuple[Connection | None, bool]:

@@ -7,6 +7,7 @@ from residuum.stream.carry import carried
 from residuum.stream.node import CONSTANT, WEIGHT, Connection, Node
 from residuum.stream.normalisation import normalised_by
 from residuum.stream.projection import mixes_streams
+from residuum.stream.rescale import rescales
 
 
 def kind_of(connection: Connection) -> str:
@@ -23,10 +24,11 @@ def kind_of(connection: Connection) -> str:
     normed = any(normalised_by(node) is not None for node in skip)
     products = [] if normed else [node for node in skip if node.op in ops.MULTIPLY]
     for write in connection.writes:
-        steps = _steps(write)
+        steps, end = _steps(write)
         # Stochastic depth divides what it keeps by the chance of keeping it: that is no scale of the connection's own.
         dropped = any(_is_dropout(node) for node in steps)
         scales = [node for node in steps if node.op in ops.MULTIPLY and not _is_dropout(node)]
+        scales = [node for node in scales if not rescales(node, end, connection)]
         products += [node for node in scales if not dropped or _learned(node)]
     if any(len(node.activations) > 1 for node in products):
         return "gated"
@@ -74,8 +76,9 @@ def _whole(node: Node) -> Node:
     return node
 
 
-def _steps(node: Node) -> list[Node]:
-    """What a write passes unchanged but for scale on its way to the sum, up to a norm. Its own gain is no scale."""
+def _steps(node: Node) -> tuple[list[Node], Node]:
+    """What a write passes unchanged but for scale on its way to the sum, up to a norm, whose own gain is no scale; and
+    what it was before."""
     steps = []
     while node.connection is None and normalised_by(node) is None and carried(node):
         steps.append(node)
@@ -83,4 +86,4 @@ def _steps(node: Node) -> list[Node]:
     if normalised_by(node) is not None and not any(each.role == WEIGHT for each in node.inputs):
         gain = next((step for step in reversed(steps) if any(each.role == WEIGHT for each in step.inputs)), None)
         steps = [step for step in steps if step is not gain]
-    return steps
+    return steps, node

@@ -22,12 +22,17 @@ def parameters_of(branch: set[Node], names: dict[Node, str]) -> tuple[str, ...]:
     return _behind([weight for node in branch for weight in node.inputs], names)
 
 
-def _behind(weights: list[Node], names: dict[Node, str]) -> tuple[str, ...]:
-    pending, seen = weights, set()
+def leaves(weights: list[Node]) -> set[Node]:
+    """The parameters from which weights were computed: what no recorded function made."""
+    pending, seen = list(weights), set()
     while pending:
         node = pending.pop()
         if node not in seen and node.role == WEIGHT:
             seen.add(node)
             pending += node.inputs
-    found = sorted((node for node in seen if node in names), key=lambda node: node.index)
+    return {node for node in seen if not node.inputs}
+
+
+def _behind(weights: list[Node], names: dict[Node, str]) -> tuple[str, ...]:
+    found = sorted((node for node in leaves(weights) if node in names), key=lambda node: node.index)
     return tuple(names[node] for node in found)
