@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from residuum.model.precision import at_least_float32
-from residuum.model.recorded import recorded
 
 LEVELS = 127
 """An activation's largest level."""
@@ -56,9 +55,6 @@ def straight_through(x: Tensor, levels: Tensor, step: Tensor) -> tuple[Tensor, T
     """
     if _UNROUNDED:
         return x / step, step
-    if recorded():
-        smooth = x / step
-        return smooth + (levels - smooth).detach(), step
     return _StraightThrough.apply(x, levels, step), step
 
 
