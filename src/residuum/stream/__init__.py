@@ -9,6 +9,7 @@ from residuum.stream.loss import Loss
 from residuum.stream.measured import Flow, Measured, Slope
 from residuum.stream.node import Source
 from residuum.stream.parameter import ParameterFlow
+from residuum.stream.rounded import RoundedMap
 from residuum.stream.split import Backward
 from residuum.stream.trace import trace
 from residuum.stream.where_nan import NanMaker, where_nan
@@ -24,6 +25,7 @@ __all__ = [
     "ParameterFlow",
     "Residual",
     "ResidualGraph",
+    "RoundedMap",
     "Slope",
     "Source",
     "Stream",

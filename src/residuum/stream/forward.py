@@ -15,6 +15,7 @@ from residuum.stream.capture import Watch
 from residuum.stream.connection import branch_of
 from residuum.stream.node import Connection, Node
 from residuum.stream.split import norm, share
+from residuum.stream.spread import spread
 
 # The most positions of a state that are looked at for its rank: enough to see a collapse, next to nothing to compute.
 SAMPLE = 32
@@ -137,20 +138,12 @@ def _shape(old: Tensor, state: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor
     positions = state.shape[:-1]
     count = max(positions.numel(), 1)
     channels = torch.linalg.vector_norm(state, dim=tuple(range(len(positions))), dtype=wide) / count**0.5
-    at = torch.unravel_index(torch.arange(min(count, SAMPLE), device=state.device) * _stride(count) % count, positions)
+    at = torch.unravel_index(spread(count, SAMPLE, state.device), positions)
     rows, before = _real(state[at].to(wide)), _real(old[at].to(wide))
     cosines = F.cosine_similarity(before, rows, dim=-1)
     influence = 1 - torch.where((before == 0).all(-1) & (rows == 0).all(-1), 1, cosines).mean()
     rows = F.normalize(rows, dim=-1)
     return influence, channels, rows @ rows.mT
-
-
-def _stride(count: int) -> int:
-    """A stride that visits every position once: by the golden ratio, so that it does not stay in an image's column."""
-    stride = max(round(count * 0.618), 1)
-    while math.gcd(stride, count) > 1:
-        stride += 1
-    return stride
 
 
 def _real(value: Tensor) -> Tensor:

@@ -1,36 +1,169 @@
-"""Weights that pass through a rounding on their way to the activations: how many values are left of them?"""
+"""Weights that pass through a rounding on their way to the activations: which levels are left of them?"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from residuum.stream import ops
 from residuum.stream.capture import Capture
-from residuum.stream.node import WEIGHT, Node
+from residuum.stream.node import ACTIVATION, WEIGHT, Node
+from residuum.stream.spread import spread
+from residuum.stream.weights import is_sharded
 
 # Functions that leave a few values of many; a limit may then leave fewer.
 ROUND = frozenset(
     {"round", "round_", "floor", "floor_", "ceil", "ceil_", "trunc", "trunc_", "fix", "sign", "sign_", "sgn"}
 )
 
+# A threshold leaves two.
+COMPARE = frozenset({"gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater", "less"})
+
+# What autograd calls functions whose slope is 0 wherever they have one, and those that make one number of many, before
+# "Backward" and a digit; functions of somebody's own, which may well be called Round, have no digit.
+STOP = frozenset(
+    {
+        "Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn",
+        "Mean", "Sum", "Max", "Min", "Amax", "Amin", "Aminmax", "Median", "Kthvalue", "Norm", "LinalgVectorNorm",
+        "Std", "Var", "StdMean", "VarMean",
+    }
+)  # fmt: skip
+
+# The most weights of a map that are kept to be compared with later ones: their share is known to 0.002.
+SAMPLE = 65_536
+
+
+class Levels(NamedTuple):
+    """What is kept of a rounded weight until the run is over: numbers and a small sample, none read before the end."""
+
+    one: Tensor  # whether all entries are one value
+    ternary: Tensor  # whether −s, 0 and s are all their values
+    minus: Tensor  # how many are below 0
+    zero: Tensor  # how many are 0
+    zero_lines: tuple[Tensor, ...]  # of a matrix, the share of rows and of columns that are all 0
+    sample: Tensor  # the signs of some
+
+
+class Rounded(NamedTuple):
+    """A product one of whose operands is a weight that was rounded; `learns` as in `RoundedMap`."""
+
+    product: Node
+    weight: Node
+    levels: Node
+    learns: bool
+
 
 class LevelCapture(Capture):
-    """A capture that also notes, of each rounded weight, whether all its entries have become one value."""
+    """A capture that also notes which values rounded weights have, and the products that they go into."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._same: dict[Node, Tensor] = {}
+        self.levels: dict[Node, Levels] = {}
+        self.rounded: list[Rounded] = []
         super().__init__(*args, **kwargs)
 
     def collapsed(self) -> list[Node]:
         """The rounded weights that hold one value only, in the order in which they were made."""
-        return [node for node, same in self._same.items() if bool(same)]
+        rounded = [node for node in self.levels if node.op in ROUND | ops.CLAMP]
+        return [node for node in rounded if bool(self.levels[node].one)]
 
     def _record(self, op: str, inputs: tuple[Node, ...], role: str, value: Tensor) -> Node:
         node = super()._record(op, inputs, role, value)
-        rounded = op in ROUND or (op in ops.CLAMP and any(n in self._same for n in inputs))
-        if role == WEIGHT and rounded and value.numel() > 1 and not value.is_meta:
-            self._same[node] = torch.eq(*value.detach().aminmax())
+        if role == WEIGHT and self._has_levels(node) and value.numel() > 1 and not (value.is_meta or is_sharded(value)):
+            self.levels[node] = _levels(value.detach())
+        elif role == ACTIVATION and op in ops.MATMUL and self.levels:
+            for weight in inputs:
+                if weight.role == WEIGHT and len(weight.shape) > 1 and (levels := self._behind(weight)) is not None:
+                    self.rounded.append(Rounded(node, weight, levels, not torch.is_grad_enabled() or _passes(weight)))
         return node
+
+    def _has_levels(self, node: Node) -> bool:
+        """What rounds has, and so has what limits, multiplies or adds nothing but what has."""
+        if node.op in ROUND | COMPARE:
+            return True
+        whole = _whole(node)
+        joins = (node.op in ops.MULTIPLY | ops.ADD and len(whole) > 1) or node.op in ops.CLAMP
+        return joins and bool(self.levels) and all(self._behind(each) is not None for each in whole)
+
+    def _behind(self, node: Node) -> Node | None:
+        """The levels that a weight is, but for its scales and a straight-through estimator."""
+        node = _unviewed(node)
+        if node in self.levels:
+            return node
+        if node.op in ops.MULTIPLY:
+            whole = _whole(node)
+            return self._behind(whole[0]) if len(whole) == 1 else None
+        if node.op in ops.ADD:
+            left = self._left(node)
+            return self._behind(left) if left is not None and left is not node else None
+        return None
+
+    def _left(self, node: Node) -> Node | None:
+        """The one addend that is left of w + (q − w), in whatever order; None where several are."""
+        terms: dict[Node, int] = {}
+        pending = [(node, 1)]
+        while pending:
+            each, sign = pending.pop()
+            each = _unviewed(each)
+            if each.op in ops.ADD and len(each.inputs) == 2 and each not in self.levels:
+                one, other = each.inputs if each.op != "__rsub__" else each.inputs[::-1]
+                pending += [(one, sign), (other, sign if each.op in ops.SUM else -sign)]
+            else:
+                each = next((term for term in terms if _equal(term, each)), each)
+                terms[each] = terms.get(each, 0) + sign
+        left = [each for each, count in terms.items() if count]
+        return left[0] if len(left) == 1 and terms[left[0]] == 1 else None
+
+
+def _levels(value: Tensor) -> Levels:
+    if value.dtype == torch.bool:
+        value = value.to(torch.int8)
+    least, largest = value.aminmax()
+    zero = value == 0
+    ternary = (zero | (value.abs() == torch.maximum(largest, -least))).all()
+    lines = tuple(zero.all(dim).float().mean() for dim in (1, 0)) if value.ndim == 2 else ()
+    sample = value.flatten()[spread(value.numel(), SAMPLE, value.device)].sign().to(torch.int8)
+    return Levels(least == largest, ternary, (value < 0).sum(), zero.sum(), lines, sample)
+
+
+def _equal(one: Node, other: Node) -> bool:
+    """The same node, or the same product computed twice."""
+    one, other = _unviewed(one), _unviewed(other)
+    if one is other:
+        return True
+    alike = (one.op, one.factor, len(one.inputs)) == (other.op, other.factor, len(other.inputs))
+    return alike and one.op in ops.MULTIPLY and all(map(_equal, one.inputs, other.inputs))
+
+
+def _whole(node: Node) -> list[Node]:
+    """The operands of a node's own size: all but scales and shifts."""
+    return [each for each in node.inputs if each.shape.numel() == node.shape.numel()]
+
+
+def _unviewed(node: Node) -> Node:
+    while node.op in ops.VIEW and node.inputs:
+        node = node.inputs[0]
+    return node
+
+
+def _passes(weight: Node) -> bool:
+    """Whether a gradient comes from a rounded weight to a parameter entry by entry, past the rounding.
+
+    What comes through its scale alone, one number for all, teaches no entry.
+    """
+    if weight.edge is None:
+        return False
+    size = weight.shape.numel()
+    pending, seen = [weight.edge.node], set()
+    while pending:
+        grad_node = pending.pop()
+        name, _, digit = grad_node.name().partition("Backward")
+        if grad_node in seen or (digit and name in STOP):
+            continue
+        seen.add(grad_node)
+        variable = getattr(grad_node, "variable", None)
+        if name in ("Cat", "Stack") or (variable is not None and variable.numel() >= size):
+            return True
+        pending += [each for each, _ in grad_node.next_functions if each is not None]
+    return False

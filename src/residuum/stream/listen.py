@@ -14,11 +14,11 @@ from residuum.stream.capture import tensors_in
 from residuum.stream.forward import Kept, watch_into
 from residuum.stream.graph import ResidualGraph, graph_of
 from residuum.stream.levels import LevelCapture
-from residuum.stream.measured import Flow, Passes, is_sharded
+from residuum.stream.measured import Flow, Passes
 from residuum.stream.node import Connection, Node
 from residuum.stream.parameter import ParameterFlow, parameter_flow
 from residuum.stream.split import Split, splits_of
-from residuum.stream.weights import parameter_nodes
+from residuum.stream.weights import is_sharded, parameter_nodes
 
 
 class Listener:

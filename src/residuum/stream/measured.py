@@ -16,10 +16,11 @@ from residuum.stream.graph import Residual, ResidualGraph
 from residuum.stream.levels import LevelCapture
 from residuum.stream.node import Connection, Node
 from residuum.stream.parameter import ParameterFlow
+from residuum.stream.rounded import RoundedMap, rounded_maps
 from residuum.stream.slope import log_slope
 from residuum.stream.split import Backward, Split
 from residuum.stream.waiting import waiting_in
-from residuum.stream.weights import parameters_behind, parameters_of
+from residuum.stream.weights import is_sharded, parameters_behind, parameters_of
 from residuum.stream.where_nan import NanMaker
 
 
@@ -53,10 +54,10 @@ class Flow:
     """One forward and one backward pass, measured.
 
     `parameters` has every parameter by name; `adapters` the low-rank ones beside a base layer; `collapsed` names the
-    parameters that a rounding turned into one value. `nan_maker` is looked for, in a run of its own, only if a value or
-    a gradient is not finite; where that run found nothing, the model `changes` between runs
-    (or is finite, and only the squares of its values are not). `waiting` names the parameters whose gradient is zero
-    because another one that they are multiplied by starts at zero.
+    parameters that a rounding turned into one value; `rounded` has the maps whose weights are rounded. `nan_maker` is
+    looked for, in a run of its own, only if a value or a gradient is not finite; where that run found nothing, the
+    model `changes` between runs (or is finite, and only the squares of its values are not). `waiting` names the
+    parameters whose gradient is zero because another one that they are multiplied by starts at zero.
     """
 
     graph: ResidualGraph
@@ -66,6 +67,7 @@ class Flow:
     parameters: dict[str, ParameterFlow]
     adapters: list[Adapter]
     collapsed: list[str]
+    rounded: list[RoundedMap]
     nan_maker: NanMaker | None
     changes: bool = False
     waiting: frozenset[str] = frozenset()
@@ -85,6 +87,11 @@ class Flow:
         """Whether the loss, every state and every parameter's gradient is."""
         numbers = (self.loss, *(m.forward.state_rms for m in self.all_measured))
         return all(map(math.isfinite, numbers)) and not self.not_finite
+
+    @property
+    def ternary(self) -> list[RoundedMap]:
+        """The maps whose weights are −s, 0 and s."""
+        return [each for each in self.rounded if each.shares is not None]
 
     @property
     def slopes(self) -> list[Slope]:
@@ -131,6 +138,7 @@ class Passes:
             flows,
             list(adapters_in(self.capture.nodes, self.names, parameters)) if whole else [],
             sorted({name for node in self.capture.collapsed() for name in parameters_behind(node, self.names)}),
+            list(rounded_maps(self.capture, self.names)),
             nan_maker=None,
             waiting=waiting_in(self.capture.nodes, self.names, flows),
         )
@@ -144,11 +152,6 @@ class Passes:
             backward and _divided(backward, scale),
             parameters_of(branch_of(connection), self.names),
         )
-
-
-def is_sharded(parameter: nn.Parameter) -> bool:
-    """A DTensor: each process holds a part of it."""
-    return hasattr(parameter, "placements")
 
 
 def _divided(backward: Backward, scale: float) -> Backward:

@@ -12,7 +12,7 @@ from residuum.stream.connection import behind
 from residuum.stream.node import ACTIVATION, WEIGHT, Connection, Node
 from residuum.stream.weights import leaves
 
-REDUCE = ops.STATISTIC | {"max", "amax", "min", "amin", "aminmax", "median", "quantile", "logsumexp"}
+STATISTIC = ops.STATISTIC | {"max", "amax", "min", "amin", "aminmax", "median", "quantile", "logsumexp"}
 SQUASH = ops.GATE | {"tanh", "tanh_"}
 
 
@@ -38,7 +38,7 @@ def rescales(product: Node, of: Node, connection: Connection) -> bool:
 
 
 def _statistic(factor: Node, values: set[Node]) -> set[Node] | None:
-    """What a factor reads besides statistics of `values`; None if it is more than a size: a map or a gate of its own."""
+    """What a factor reads besides statistics of `values`; None if it is more than a size: a map, a gate."""
     pending, seen, apart = [(factor, False)], set(), set()
     while pending:
         node, reduced = pending.pop()
@@ -53,4 +53,4 @@ def _statistic(factor: Node, values: set[Node]) -> set[Node] | None:
 
 
 def _reduces(node: Node) -> bool:
-    return node.op in REDUCE and node.shape.numel() < node.inputs[0].shape.numel()
+    return node.op in STATISTIC and node.shape.numel() < node.inputs[0].shape.numel()

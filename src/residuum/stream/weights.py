@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from residuum.stream.node import WEIGHT, Node
 
@@ -20,6 +20,11 @@ def parameters_behind(weight: Node, names: dict[Node, str]) -> tuple[str, ...]:
 def parameters_of(branch: set[Node], names: dict[Node, str]) -> tuple[str, ...]:
     """The parameters that the nodes of a branch read, its norm's among them, in the model's order."""
     return _behind([weight for node in branch for weight in node.inputs], names)
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """A DTensor: each process holds a part of it."""
+    return hasattr(weight, "placements")
 
 
 def leaves(weights: list[Node]) -> set[Node]:

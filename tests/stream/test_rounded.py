@@ -1,0 +1,175 @@
+"""Maps whose weights are rounded: their connections are what they are, and their levels are found, on any model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import residuum
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bitnets
+import models
+
+X = torch.randn(3, 2, 4)
+
+
+@pytest.mark.parametrize("kind", [*bitnets.TRAINED, *bitnets.STORED], ids=lambda kind: kind.__name__)
+def test_what_a_quantised_map_gives_back_is_no_gate(kind: type[nn.Module]) -> None:
+    (stream,) = residuum.trace(bitnets.Net(kind), X).streams
+    assert [(r.kind, r.placement) for r in stream.residuals] == [("identity", "pre")] * 3
+    for m in residuum.flow(bitnets.Net(kind), X).all_measured:
+        assert m.backward.identity > 0
+        assert m.backward.elsewhere <= 1e-5 * (m.backward.identity + m.backward.branch)
+
+
+class Gates(models.Stack):
+    """Written from what the branch reads, as a size is, and yet more than one."""
+
+    form = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(models.D, 1)
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        h = self.norms[i](x)
+        y = self.mlps[i](h)
+        if self.form == "mean and map":
+            return x + y * self.gate(h.mean(-2, keepdim=True))
+        if self.form == "mean and sigmoid":
+            return x + y * torch.sigmoid(h.mean(-1, keepdim=True))
+        if self.form == "largest of a map":
+            return x + y * self.gate(h).amax(-2, keepdim=True)
+        if self.form == "entry by entry":
+            return x + y * h
+        if self.form == "squared":
+            return x + y * y
+        return x + y * self.mlps[i](x)
+
+
+@pytest.mark.parametrize(
+    "form", ["mean and map", "mean and sigmoid", "largest of a map", "entry by entry", "squared", "two branches"]
+)
+def test_a_gate_is_one_still(form: str) -> None:
+    model = Gates()
+    model.form = form
+    assert [r.kind for r in residuum.trace(model, X).residuals] == ["gated"] * 3
+
+
+class Scales(models.Stack):
+    form = ""
+
+    def layer(self, i: int, x: Tensor) -> Tensor:
+        y = self.mlps[i](self.norms[i](x))
+        if self.form == "number":
+            return x + 0.5 * y
+        if self.form == "of another map":
+            return x + self.mlps[i].up.weight.abs().mean() * y
+        return x + self.last.weight * y
+
+
+@pytest.mark.parametrize("form", ["number", "of another map", "parameter"])
+def test_a_scale_is_one_still(form: str) -> None:
+    model = Scales()
+    model.form = form
+    assert [r.kind for r in residuum.trace(model, X).residuals] == ["scaled"] * 3
+
+
+@pytest.mark.parametrize("kind", bitnets.TRAINED, ids=lambda kind: kind.__name__)
+def test_the_levels_are_those_of_the_weights(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = bitnets.Net(kind)
+    found = residuum.flow(model, X).ternary
+    assert [each.name for each in found] == [f"mlps.{i}.{end}.weight" for i in range(3) for end in ("up", "down")]
+    assert all(each.learns for each in found)
+    for each in found:
+        w = model.get_parameter(each.name).detach()
+        if kind is bitnets.WholeTensor:
+            levels = (w - w.mean()).sign()
+        elif kind is bitnets.Thresholds:
+            levels = w.sign() * (w.abs() > 0.7 * w.abs().mean())
+        elif kind is bitnets.OneProduct:
+            levels = (w / w.abs().mean(1, keepdim=True)).round().clamp(-1, 1)
+        elif kind is bitnets.Groups:
+            halves = w.view(2, -1)
+            levels = (halves / halves.abs().mean(1, keepdim=True)).round().clamp(-1, 1)
+        else:
+            levels = (w / w.abs().mean()).round().clamp(-1, 1)
+        assert each.shares == pytest.approx([float((levels == level).float().mean()) for level in (-1, 0, 1)])
+        assert each.sample.sum() == levels.sum()
+
+
+def test_what_is_no_ternary_map() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * (self.weight.abs() > 0.1))
+
+    class FourBits(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            step = self.weight.abs().max() / 7
+            return F.linear(x, self.weight + ((self.weight / step).round() * step - self.weight).detach())
+
+    assert residuum.flow(bitnets.Net(nn.Linear), X).rounded == []
+    assert residuum.flow(bitnets.Net(Masked), X).rounded == []
+    four = residuum.flow(bitnets.Net(FourBits), X)
+    assert (len(four.rounded), four.ternary) == (6, [])
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_outputs_without_a_weight_but_zero(by_hand: bool) -> None:
+    model = bitnets.Net(bitnets.OwnFunction if by_hand else bitnets.FakeQuantised)
+    with torch.no_grad():
+        model.mlps[1].up.weight[:3] *= 1e-3
+        model.mlps[2].up.weight[:, :3] *= 1e-3  # inputs, not outputs
+    assert [each.dead_outputs for each in residuum.flow(model, X).ternary] == [0, 0, 3 / 12, 0, 0, 0]
+
+
+def test_whether_a_rounded_weight_learns() -> None:
+    model = bitnets.Net(bitnets.Forgotten)
+    flow = residuum.flow(model, X)
+    assert [each.learns for each in flow.ternary] == [False] * 6
+    assert flow.parameters["mlps.0.up.weight"].verdict == "trains"  # by its size alone
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_bitnet_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.integrations.bitnet import AutoBitLinear, BitLinear, pack_weights
+
+    def online(linear: nn.Linear) -> nn.Module:
+        made = AutoBitLinear(linear.in_features, linear.out_features, False, online_quant=True)
+        made.weight.data.copy_(linear.weight)
+        return made
+
+    def offline(linear: nn.Linear) -> nn.Module:
+        made = AutoBitLinear(linear.in_features, linear.out_features, False).requires_grad_(False)
+        made.weight.copy_(bitnets.to_ternary(linear.weight)[0])
+        made.weight_scale.copy_(linear.weight.abs().mean())
+        return made
+
+    def packed(linear: nn.Linear) -> nn.Module:
+        made = BitLinear(linear.in_features, linear.out_features, False, dtype=torch.float32)
+        made.weight.copy_(pack_weights(bitnets.to_ternary(linear.weight)[0]))
+        made.weight_scale.copy_(1 / linear.weight.abs().mean())
+        return made
+
+    config = transformers.BitNetConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    for make, maps in ((None, 0), (online, 14), (offline, 0), (packed, 0)):
+        model = transformers.BitNetForCausalLM(config).eval()
+        with torch.no_grad():
+            for name, module in list(model.model.named_modules()):
+                if make is not None and isinstance(module, nn.Linear):
+                    model.model.set_submodule(name, make(module))
+        flow = residuum.flow(model, input_ids=torch.arange(10)[None])
+        assert [(r.kind, r.placement) for r in flow.graph.residuals] == [("identity", "pre")] * 4
+        assert len(flow.ternary) == maps
+        assert all(each.learns for each in flow.ternary)
