@@ -39,6 +39,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gradient_reach.py
 	$(BIN)/python benchmarks/healthy.py
+	$(BIN)/python benchmarks/ternary_levels.py
 	$(BIN)/python benchmarks/discovery.py
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/demo.py

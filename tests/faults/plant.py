@@ -207,12 +207,40 @@ def tiny_gradient(model: nn.Module, inputs: Inputs) -> None:
 
 def collapsed_ternary(model: nn.Module, inputs: Inputs) -> None:
     """A ternary layer whose scale has outgrown its weights: every one rounds to 0."""
+    _ternarise(model, inputs, scale=100.0)
+
+
+def ternary_without_estimator(model: nn.Module, inputs: Inputs) -> None:
+    """A ternary layer that forgot that rounding has slope 0."""
+    _ternarise(model, inputs, estimator=False)
+
+
+def ternary_with_an_outlier(model: nn.Module, inputs: Inputs) -> None:
+    """One weight has outgrown the others, and the scale with it."""
+    with torch.no_grad():
+        weight = _ternarise(model, inputs)
+        weight.view(-1)[0] = 10 * weight.abs().sum()
+
+
+def ternary_with_small_rows(model: nn.Module, inputs: Inputs) -> None:
+    """A third of a ternary layer's outputs decayed to far less than the others."""
+    with torch.no_grad():
+        weight = _ternarise(model, inputs)
+        weight[: len(weight) // 3].mul_(0.01)
+
+
+def _ternarise(model: nn.Module, inputs: Inputs, scale: float | None = None, estimator: bool = True) -> nn.Parameter:
+    """Make every branch's last map ternary; that of one otherwise, whose weight comes back."""
     for residual in _longest(model, inputs):
         module = _writers(model, residual)[-1]
         name = next(n for n, p in module.named_parameters() if p.ndim > 1)
-        owner = module.get_submodule(name.rpartition(".")[0])
-        scale = 100.0 if residual.index == VICTIM else None
-        nn.utils.parametrize.register_parametrization(owner, name.rpartition(".")[2], _Ternary(scale), unsafe=True)
+        owner, weight = module.get_submodule(name.rpartition(".")[0]), module.get_parameter(name)
+        broken = residual.index == VICTIM
+        rounding = _Ternary(scale, estimator) if broken else _Ternary(None, True)
+        nn.utils.parametrize.register_parametrization(owner, name.rpartition(".")[2], rounding, unsafe=True)
+        if broken:
+            victim = weight
+    return victim
 
 
 def negligible_adapter(model: nn.Module, inputs: Inputs) -> None:
@@ -237,14 +265,14 @@ class _Scaled(nn.Module):
 class _Ternary(nn.Module):
     """round(w / mean|w|) in −1, 0, 1, with the straight-through gradient."""
 
-    def __init__(self, scale: float | None) -> None:
+    def __init__(self, scale: float | None, estimator: bool) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.estimator = scale, estimator
 
     def forward(self, weight: Tensor) -> Tensor:
         scale = weight.abs().mean() if self.scale is None else self.scale
         ternary = (weight / scale).round().clamp(-1, 1) * weight.abs().mean()
-        return weight + (ternary - weight).detach()
+        return weight + (ternary - weight).detach() if self.estimator else ternary
 
 
 class _Adapted(nn.Module):

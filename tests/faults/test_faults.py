@@ -105,6 +105,13 @@ FAULTS = {
         plant.negligible_adapter, "RS308", ("llama", "bert", "vit", "t5", "mamba", "by_hand")
     ),
     "ternary layer collapsed": Fault(plant.collapsed_ternary, "RS309"),
+    "ternary layer without its estimator": Fault(plant.ternary_without_estimator, "RS207"),
+    "ternary layer with an outlier": Fault(plant.ternary_with_an_outlier, "RS310"),
+    "ternary layer with small rows": Fault(
+        plant.ternary_with_small_rows,
+        "RS311",
+        tuple(name for name in ALL if name not in ("gpt2", "resnet")),  # GPT-2's rows are inputs
+    ),
 }
 CASES = [(fault, name) for fault, each in FAULTS.items() for name in each.architectures]
 

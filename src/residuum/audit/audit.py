@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from residuum.audit.finding import SEVERITIES, Evidence, Finding, Severity, Skip, source_of
-from residuum.audit.rows import Row
+from residuum.audit.rows import Row, span
 from residuum.audit.rules import RULES
 from residuum.audit.selection import chosen_rules
-from residuum.stream import Backward, Flow, Forward, Loss, ResidualGraph, Stream, flow
+from residuum.stream import Backward, Flow, Forward, Loss, ResidualGraph, RoundedMap, Stream, flow
 
 SCHEMA = "residuum.audit/1"
 
@@ -82,6 +82,12 @@ class Audit:
         return f"{counted(residuals, 'residual connection')} in {counted(streams, 'stream')}"
 
     @property
+    def ternary(self) -> str:
+        """How many ternary maps were measured and the share of their weights that is 0, in words; empty if none was."""
+        zeros = [each.shares[1] for each in (self.seen.measured.ternary if self.seen.measured else ()) if each.shares]
+        return f"{counted(len(zeros), 'ternary map')}, {span(zeros, '.0%')} of the weights 0" if zeros else ""
+
+    @property
     def could_not_run(self) -> str:
         """How many rules could not run, in words; empty if all did."""
         return f"{counted(len(self.skipped), 'rule')} could not run" if self.skipped else ""
@@ -111,7 +117,8 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """The audit as plain values, after the schema residuum.audit/1.
 
-        A number that is not finite is None; so are loss, parameters, forward and backward where nothing was measured.
+        A number that is not finite is None; so are loss, parameters, ternary, forward and backward where nothing was
+        measured.
         """
         flow = self.seen.measured
         slopes = flow.slopes if flow else [None] * len(self.streams)
@@ -140,6 +147,7 @@ class Audit:
             "operations": self.graph.operations,
             "streams": streams,
             "parameters": parameters,
+            "ternary": flow and [_ternary(each) for each in flow.ternary],
             "nan_maker": flow and flow.nan_maker and asdict(flow.nan_maker),
             "findings": [_finding(f) for f in self.findings],
             "known": None if self.known is None else [_finding(f) for f in self.known],
@@ -232,6 +240,19 @@ def _row(row: Row) -> dict[str, Any]:
         "inner": [{"branch": r.branch, "kind": r.kind, "source": asdict(r.source)} for r in residual.inner],
         "forward": _forward(row.forward) if row.forward else None,
         "backward": _backward(row.backward) if row.backward else None,
+    }
+
+
+def _ternary(rounded: RoundedMap) -> dict[str, Any]:
+    minus, zero, plus = rounded.shares or (None, None, None)
+    return {
+        "module": rounded.module,
+        "parameters": list(rounded.parameters),
+        "minus": minus,
+        "zero": zero,
+        "plus": plus,
+        "dead_outputs": rounded.dead_outputs,
+        "learns": rounded.learns,
     }
 
 

@@ -29,6 +29,8 @@ def print_audit(audit: Audit, console: Console) -> None:
     console.print(plain(f"{audit.target}: ") + Text(audit.verdict, "bold") + Text(f"{rules}, {audit.size}"))
     measured = audit.seen.measured
     console.print(plain(f"loss: {measured.loss_name}, {measured.loss:.4g}" if measured else STRUCTURE_ONLY))
+    if audit.ternary:
+        console.print(plain(audit.ternary))
     if audit.findings or audit.remarks:
         console.print()
     for finding in audit.findings:

@@ -16,7 +16,7 @@ from stack import Stack, found, variant
 Gate = Callable[[Stack, Tensor], Tensor]
 
 
-@pytest.mark.parametrize("code", ["RS201", "RS202", "RS203", "RS204", "RS205", "RS206"])
+@pytest.mark.parametrize("code", ["RS201", "RS202", "RS203", "RS204", "RS205", "RS206", "RS207"])
 def test_the_healthy_twin_has_none(code: str) -> None:
     assert found(Stack(), code) == []
 
@@ -198,3 +198,42 @@ def test_rs201_two_kinds_that_take_turns() -> None:
     model = type("Turns", (Stack,), {"join": join})(layers=8)
     assert found(model, "RS201") == []
     assert found(model, "RS202") == []
+
+
+class Rounded(nn.Linear):
+    """A ternary weight whose estimator may be missing, and whose scale may carry a gradient."""
+
+    estimator, scale_learns = True, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight.abs().mean() if self.scale_learns else self.weight.detach().abs().mean()
+        quantised = (self.weight / scale).round().clamp(-1, 1) * scale
+        if self.estimator:
+            quantised = self.weight + (quantised - self.weight).detach()
+        return nn.functional.linear(x, quantised, self.bias)
+
+
+@pytest.mark.parametrize("scale_learns", [True, False])
+def test_rs207_a_rounding_without_its_estimator(scale_learns: bool) -> None:
+    model = Stack()
+    model.ups = nn.ModuleList(Rounded(12, 20) for _ in range(5))
+    assert found(model, "RS207") == found(model, "RS203") == []
+    for up in model.ups[1:4]:
+        up.estimator, up.scale_learns = False, scale_learns
+    (finding,) = found(model, "RS207")
+    assert finding.message == (
+        "3 weights get no gradient past their rounding: ups.1.weight, ups.2.weight, ups.3.weight"
+    )
+    assert finding.severity == "error"
+    assert found(model, "RS203") == []  # said once
+    model.ups.requires_grad_(False)
+    assert found(model, "RS207") == []  # nor is one wanted
+
+
+def test_rs207_leaves_alone_what_lies_behind_a_zero() -> None:
+    model = Stack()
+    model.ups = nn.ModuleList(Rounded(12, 20) for _ in range(5))
+    for down in model.downs:
+        nn.init.zeros_(down.weight)
+        nn.init.zeros_(down.bias)
+    assert found(model, "RS207") == found(model, "RS203") == []

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from stack import Stack, found, variant
 
 
-@pytest.mark.parametrize("code", [f"RS30{n}" for n in range(1, 10)])
+@pytest.mark.parametrize("code", [f"RS3{n:02}" for n in range(1, 12)])
 def test_the_healthy_twin_has_none(code: str) -> None:
     assert found(Stack(), code) == []
 
@@ -133,6 +133,12 @@ class Ternary(nn.Linear):
 
     factor = 1.0
 
+    @classmethod
+    def stack(cls) -> Stack:
+        model = Stack()
+        model.ups = nn.ModuleList(cls(12, 20) for _ in range(5))
+        return model
+
     def forward(self, x: Tensor) -> Tensor:
         scale = self.factor * self.weight.abs().mean()
         quantised = (self.weight / scale).round().clamp(-1, 1) * scale
@@ -140,8 +146,7 @@ class Ternary(nn.Linear):
 
 
 def test_rs309_collapsed_ternary_weight() -> None:
-    model = Stack()
-    model.ups = nn.ModuleList(Ternary(12, 20) for _ in range(5))
+    model = Ternary.stack()
     assert found(model, "RS309") == []
     model.ups[1].factor = 100.0
     (finding,) = found(model, "RS309")
@@ -154,6 +159,42 @@ def test_rs309_collapsed_ternary_weight() -> None:
     model.ups[1].factor = 1.0
     model.ups[1].forward = lambda x: nn.functional.linear(x, model.ups[1].weight.round())
     assert found(model, "RS309") == []  # a matrix that starts at zero
+
+
+def test_rs310_and_rs311_dead_ternary_weights() -> None:
+    model = Ternary.stack()
+    assert found(model, "RS310") == found(model, "RS311") == []
+    with torch.no_grad():
+        model.ups[3].weight[1, 2] = 1e3  # the mean grows with it
+        model.ups[1].weight[:3] *= 1e-2
+    (finding,) = found(model, "RS310")
+    assert finding.message == "1 ternary weight is almost all 0: ups.3.weight (99.6%)"
+    assert finding.names == ("ups.3.weight",)
+    first, second = found(model, "RS311")[0].names
+    assert (first, second) == ("ups.1.weight", "ups.3.weight")  # 3 of 20, and all but one
+    with torch.no_grad():
+        model.ups[1].weight[:3] *= 1e-9
+        model.ups[3] = Ternary(12, 20)
+    assert found(model, "RS310") == []
+    (finding,) = found(model, "RS311")
+    assert finding.message == "outputs of 1 ternary map have no weight but 0: ups.1.weight (15% of them)"
+    with torch.no_grad():
+        model.ups[1].weight[1:3] = torch.randn(2, 12)  # one of 20 is no tenth
+    assert found(model, "RS311") == []
+
+
+def test_rs310_rounding_by_the_largest_weight() -> None:
+    class ByTheLargest(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.weight.abs().max()
+            return nn.functional.linear(x, self.weight + ((self.weight / scale).round() - self.weight).detach())
+
+    model = Stack(width=512)
+    model.ups = nn.ModuleList(ByTheLargest(512, 20) for _ in range(5))
+    for up in model.ups:
+        nn.init.normal_(up.weight)
+    (finding,) = found(model, "RS310")
+    assert len(finding.names) == 5
 
 
 def test_rs301_a_branch_that_can_never_train() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from residuum.audit.finding import Evidence, Finding, Rule
 from residuum.audit.rules._blocks import blocks_around, list_of
 from residuum.audit.rules._names import some
+from residuum.audit.rules._rounded import stopped
 from residuum.audit.rules._start import dropped, only_starts
 from residuum.stream import Flow
 
@@ -20,7 +21,7 @@ class MissingGradient(Rule):
     the second step on. What starts at zero gets a gradient itself at once; where no parameter of the branch or adapter
     does, all of it is stuck, unless stochastic depth dropped the branch in this run. Nor is it one where a member of a
     list was left out of this run, as experts without tokens and dropped layers are, while one of its siblings (four or
-    more in the list) got a gradient.
+    more in the list) got a gradient. What a rounding stops is RS207's.
     """
 
     code = "RS203"
@@ -30,10 +31,11 @@ class MissingGradient(Rule):
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
         parameters, starting = seen.parameters, _behind_zero(seen.flow)
+        rounded = stopped(seen.flow, parameters)
         names = [
             name
             for name in seen.flow.without_gradient
-            if parameters[name].verdict == "no gradient" or name not in starting
+            if name not in rounded and (parameters[name].verdict == "no gradient" or name not in starting)
         ]
         idle = _left_out(seen.flow)
         left_out = [name for name in names if not idle.isdisjoint(blocks_around(name))]
