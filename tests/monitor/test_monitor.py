@@ -23,6 +23,7 @@ import residuum
 from residuum.errors import InputError
 from residuum.model import Transformer
 from residuum.monitor import read_lines
+from residuum.monitor.destination import scalars
 
 TOKENS = torch.randint(31, (5, 3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -455,3 +456,48 @@ def test_bad_input(tiny: Transformer, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="inside a step already: leave its block"):
             monitor.__enter__()
     assert monitor.last is not None and monitor.step == 1
+
+
+class Ternary(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.weight.abs().mean()
+        t = (self.weight / size).round().clamp(-1, 1) * size
+        return F.linear(x, self.weight + (t - self.weight).detach(), self.bias)
+
+
+def test_levels_of_ternary_maps_and_how_many_flip() -> None:
+    model = Net().eval()
+    model.blocks[1].up = Ternary(5, 15)
+    lines: list[dict] = []
+    monitor = residuum.Monitor(model, every=2, to=lines.append)
+    weight = model.blocks[1].up.weight
+    with torch.no_grad():
+        weight.copy_(torch.tensor([1.0, -1.0, 0.1, 0.1, 1.0]).expand(15, 5))
+    for step in range(1, 5):
+        with monitor:
+            loss_of(model, TOKENS[0]).backward()
+        with torch.no_grad():
+            if step == 2:  # after the look, so the next one finds them
+                weight[:6, 0] = 0.1
+                weight[0, 1] = 1.0
+    assert [line["step"] for line in lines] == [1, 2, 4]
+    assert [line["ternary"][0]["name"] for line in lines] == ["blocks.1.up.weight"] * 3
+    assert [line["ternary"][0]["flips"] for line in lines] == [None, 0, pytest.approx(7 / 75)]
+    before, after = ([line["ternary"][0][level] for level in ("minus", "zero", "plus")] for line in lines[1:])
+    assert before == pytest.approx([0.2, 0.4, 0.4])
+    assert after == pytest.approx([14 / 75, 36 / 75, 25 / 75])
+    tags = dict(scalars(lines[-1]))
+    assert tags["residuum/ternary_flips/blocks.1.up.weight"] == pytest.approx(7 / 75)
+    assert tags["residuum/ternary_zero/blocks.1.up.weight"] == pytest.approx(36 / 75)
+
+
+def test_a_dead_ternary_map_is_found_while_it_trains() -> None:
+    model = Net().eval()
+    model.blocks[1].up = Ternary(5, 15)
+    with torch.no_grad():
+        model.blocks[1].up.weight[0, 0] = 1e4
+    monitor = residuum.Monitor(model, every=1, to=[].append)
+    with monitor:
+        loss_of(model, TOKENS[0]).backward()
+    assert monitor.last is not None
+    assert {"RS310", "RS311"} <= {finding["code"] for finding in monitor.last["findings"]}

@@ -14,8 +14,9 @@ from residuum.files import cannot_write
 
 Line = dict[str, Any]
 
-# What is drawn over the steps: each a number of one connection.
+# What is drawn over the steps: each a number of one connection, or of one ternary map.
 QUANTITIES = ("state_rms", "write_rms", "write_share", "arriving", "identity_share")
+LEVELS = ("minus", "zero", "plus", "flips")
 
 
 def destination(to: Any) -> Callable[[Line], None]:
@@ -89,5 +90,9 @@ def scalars(line: Line) -> Iterator[tuple[str, float]]:
         for quantity in QUANTITIES:
             if c[quantity] is not None:
                 yield f"residuum/{quantity}/{c['stream']}.{c['index']:03}.{c['branch'] or c['module']}", c[quantity]
+    for t in line.get("ternary", ()):
+        for quantity in LEVELS:
+            if t[quantity] is not None:
+                yield f"residuum/ternary_{quantity}/{t['name']}", t[quantity]
     for code in sorted({finding["code"] for finding in line["findings"]}):
         yield f"residuum/findings/{code}", sum(finding["code"] == code for finding in line["findings"])

@@ -6,18 +6,22 @@ import math
 from typing import Any
 
 from residuum.audit import Audit
-from residuum.stream import Measured
+from residuum.stream import Measured, RoundedMap
 
 # What a line has beside the numbers that somebody noted.
-FIELDS = ("step", "connections", "findings", "skipped")
+FIELDS = ("step", "connections", "ternary", "findings", "skipped")
 
 
-def line_of(step: int, audit: Audit, noted: dict[str, float]) -> dict[str, Any]:
-    """What stands in one line. A number that is not finite, and a gradient that was not measured, is None."""
+def line_of(step: int, audit: Audit, noted: dict[str, float], flips: dict[str, float | None]) -> dict[str, Any]:
+    """What stands in one line. A number that is not finite, and a gradient that was not measured, is None.
+
+    `flips` are those of the ternary maps by name, if the model has any.
+    """
     return {
         "step": step,
         **{name: _finite(value) for name, value in noted.items()},
         "connections": [_connection(number, m) for number, stream in enumerate(audit.flow.measured) for m in stream],
+        **({"ternary": [_ternary(each, flips[each.name]) for each in audit.flow.ternary]} if flips else {}),
         "findings": [
             {"code": f.code, "severity": f.severity, "module": f.module, "message": f.message} for f in audit.findings
         ],
@@ -44,6 +48,12 @@ def _connection(stream: int, measured: Measured) -> dict[str, Any]:
         "branch": residual.branch,
         **{name: _finite(value) for name, value in numbers.items()},
     }
+
+
+def _ternary(rounded: RoundedMap, flips: float | None) -> dict[str, Any]:
+    assert rounded.shares is not None
+    minus, zero, plus = rounded.shares
+    return {"name": rounded.name, "minus": minus, "zero": zero, "plus": plus, "flips": flips}
 
 
 def _finite(value: float | None) -> float | None:

@@ -13,13 +13,15 @@ from residuum.audit import judge
 from residuum.audit.finding import Evidence, source_of
 from residuum.errors import InputError
 from residuum.monitor.destination import destination
+from residuum.monitor.flips import Flips
 from residuum.monitor.line import FIELDS, line_of
 from residuum.stream.listen import Listener
 from residuum.stream.trace import unwrapped
 
 
 class Monitor:
-    """Measure every `every`-th training step, and the first: gradient shares, stream, and the audit's findings.
+    """Measure every `every`-th training step, and the first: gradient shares, stream, and the audit's findings; of
+    ternary maps also the levels of their weights, and how many flip.
 
         monitor = residuum.Monitor(model, every=100, to="monitor.jsonl")
         for x, y in data:
@@ -58,6 +60,7 @@ class Monitor:
         self._stance: Any = None
         self._noted: dict[str, float] = {}
         self._said: set[str] = set()
+        self._flips = Flips()
 
     def __enter__(self) -> Monitor:
         if self._inside:
@@ -120,7 +123,7 @@ class Monitor:
             )
         if "loss" not in noted and listener.own_loss is not None:
             noted["loss"] = flow.loss
-        self.last = line_of(self.step, audit, noted)
+        self.last = line_of(self.step, audit, noted, self._flips.since_last(flow.ternary))
         try:
             self._write(self.last)
         except OSError as error:  # nor may a full disk
