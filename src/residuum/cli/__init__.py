@@ -12,6 +12,7 @@ VERBS = {
     "audit": "find a model's residual connections and judge what flows through them",
     "generate": "continue a text with a trained run",
     "chat": "write a text by turns with a trained run, or ask it questions",
+    "export": "write a trained run for another runtime: transformers, llama.cpp, or packed ternary weights",
     "study": "run experiments with seeds: depth, claims, or one connection against another; killed, they go on",
     "check": "measure every backward that is derived by hand against finite differences and autograd",
 }

@@ -1,1 +1,25 @@
 """Runs as the files of other runtimes, and back."""
+
+from importlib import import_module
+from pathlib import Path
+
+from residuum.errors import InputError
+from residuum.train import RunFolder
+
+FORMATS = {
+    "hf": "residuum.export.huggingface",
+    "gguf": "residuum.export.gguf",
+    "safetensors": "residuum.export.packed",
+}
+"""What a run can be written as, and the module whose `export(folder, out)` does it: each loads its own library."""
+
+
+def export(folder: RunFolder, to: str, out: Path) -> str:
+    """Write the run's model as `to` at `out`, and say in a sentence what was written and what runs it.
+
+    Raises `InputError`, before anything is written, where `out` is taken or the format cannot hold the model.
+    """
+    if out.exists():
+        raise InputError(f"{out} is there already: choose another --out")
+    written: str = import_module(FORMATS[to]).export(folder, out)
+    return written
