@@ -27,6 +27,8 @@ GRID: dict[str, dict[str, Any]] = {
     "relu, sinusoidal": {"activation": "relu", "positions": "sinusoidal", "n_kv_heads": 1},
     "squared relu": {"activation": "squared_relu", "norm": "rmsnorm", "bias": True},
     "original": {"residual": "post", "activation": "relu", "positions": "sinusoidal", "bias": True},
+    "bert": {"residual": "post", "embedding_norm": True, "causal": False, "bias": True, "dropout": 0.3},
+    "embedding norm, rmsnorm": {"embedding_norm": True, "norm": "rmsnorm", "positions": "rotary"},
     "post, rmsnorm": {"residual": "post", "norm": "rmsnorm", "activation": "swiglu"},
     "none": {"residual": "none"},
     "encoder": {"causal": False, "bias": True},

@@ -47,6 +47,8 @@ class ModelConfig:
     """How a token's place is told: a learned or a sinusoidal vector added at the start, or queries and keys rotated."""
     rotary_base: float = 10000.0
     """Longest rotary wavelength is 2π times this, in tokens."""
+    embedding_norm: bool = False
+    """Whether what enters the stream is normalised first, as BERT's embedding is."""
     residual: str = "pre"
     """Residual connection of every sub-layer, by name; package.module:Class is one of your own."""
     residual_scale: float | None = None

@@ -40,6 +40,7 @@ class Transformer(nn.Module):
             self.positions = SinusoidalPositions(config.context, config.d_model)
         else:
             self.rotary = RotaryPositions(config.context, config.d_head, config.rotary_base)
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = Dropout(config.dropout)
         blocks = [Block(config, layer) for layer in range(config.n_layers)]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
@@ -95,6 +96,8 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(start, length)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         angles = self.rotary(start, length) if self.rotary is not None else None
         state = self.first_residual.begin(self.dropout(x))
         for layer, block in enumerate(self.blocks):
@@ -119,13 +122,18 @@ class Transformer(nn.Module):
         if self.positions is not None:
             places, of_positions = self.positions.explicit_forward(0, tokens.shape[1])
             x = x + places
+        of_norm: Saved = ()
+        if self.embedding_norm is not None:
+            x, of_norm = self.embedding_norm.explicit_forward(x)
         x, dropped = self.dropout.explicit_forward(x)
-        return x, (of_embedding, of_positions, dropped)
+        return x, (of_embedding, of_positions, of_norm, dropped)
 
     def explicit_embed_backward(self, dx: Float[Tensor, "batch pos d_model"], saved: Saved) -> None:
         """Where the gradient ends: in the rows of both tables that were read."""
-        of_embedding, of_positions, dropped = saved
+        of_embedding, of_positions, of_norm, dropped = saved
         dx = self.dropout.explicit_backward(dx, dropped)
+        if self.embedding_norm is not None:
+            dx = self.embedding_norm.explicit_backward(dx, of_norm)
         if self.positions is not None:
             self.positions.explicit_backward(dx, of_positions)
         self.embedding.explicit_backward(dx, of_embedding)

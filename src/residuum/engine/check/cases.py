@@ -91,6 +91,7 @@ def cases() -> list[Case]:
         ("block", "encoder-block", _block(causal=False, residual="post", bias=True, dropout=0.3)),
         ("transformer", "gpt", _transformer(bias=True, dropout=0.3)),
         ("transformer", "llama", _transformer(**LLAMA)),
+        ("transformer", "embedding-norm", _transformer(embedding_norm=True, residual="post", bias=True, dropout=0.3)),
         ("transformer", "block-inputs", _transformer("block-inputs", dropout=0.3, n_layers=3)),
         ("transformer", "experts", _clear(_transformer(**EXPERTS))),
         (

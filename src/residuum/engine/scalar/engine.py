@@ -31,6 +31,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "n_experts": (1,),
     "norm": ("rmsnorm",),
     "positions": ("learned",),
+    "embedding_norm": (False,),
     "residual": ("pre", "post", "none"),
     "causal": (True,),
     "head": ("tied", "untied"),
