@@ -45,8 +45,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        for file in part.iterdir():
-            with file.open("rb") as opened:
+        for inner in part.rglob("*"):
+            if inner.is_dir():
+                _flush_folder(inner)
+                continue
+            with inner.open("rb") as opened:
                 os.fsync(opened.fileno())
         _flush_folder(part)
         if path.exists():

@@ -58,7 +58,7 @@ class Chat:
         for piece in pieces(self._drawn(), self.tokenizer, self.stop):
             said += piece
             yield piece
-        drawn = [token for token in self.text.tokens[start:] if token != self.tokenizer.separator]
+        drawn = [token for token in self.text.tokens[start:] if token not in self.tokenizer.ends]
         if self.tokenizer.decode(drawn) != said:  # a stop text is not said, so it must not be read either
             self._begin([*self.text.tokens[:start], *self.tokenizer.encode(said).tolist()])
 

@@ -44,7 +44,7 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write `folder/step_<step>/` and remove all but the newest `keep`. Raises `InputError` if the disk refuses."""
-    path = folder / f"step_{step:08d}"
+    path = folder / step_name(step)
     with whole_folder(path) as part:
         try:
             save_file(_weights(model), part / MODEL)
@@ -65,6 +65,11 @@ def save_checkpoint(
     return path
 
 
+def step_name(step: int) -> str:
+    """What the checkpoint after `step` steps is called."""
+    return f"step_{step:08d}"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Oldest first. One that was being written when the run was killed has no final name and is not among them."""
     return sorted(path for path in folder.glob("step_" + 8 * "[0-9]") if path.is_dir())
@@ -80,6 +85,8 @@ def verify_checkpoint(path: Path) -> Checkpoint:
     """Raises `InputError` naming the file if one is missing or holds another byte than was written."""
     before = [other for other in list_checkpoints(path.parent) if other < path]
     mend = f"delete {path} to go on from " + (before[-1].name if before else "the start")
+    if path.name == step_name(0):  # nothing but an import writes one: without it the start would be random
+        mend = "import the model again"
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         whole = state["schema"] == SCHEMA and state.pop("checksum") == _checksum(state)

@@ -207,16 +207,18 @@ class _Training:
         lengths: dict[str, int] = {}
         if checkpoint is not None:
             load_weights(checkpoint, self.model)
-            load_moments(checkpoint, self.model, self.optimizer)
+            if checkpoint.step:  # imported weights have had no step, and AdamW makes its moments at the first
+                load_moments(checkpoint, self.model, self.optimizer)
             lengths = checkpoint.log_bytes
         metrics, samples = (Log(p, lengths.get(p.name, 0)) for p in (folder.metrics_file, folder.samples_file))
         for log in (metrics, samples):
             if log.lost:
                 self.progress.note(f"{log.path} has lost lines that were written before; the report shows what is left")
         folder.metrics()  # what cannot be read is said now, not after the training
-        if checkpoint is None and bigram is not None:
+        first = checkpoint.step if checkpoint else 0
+        if not first and bigram is not None:
             metrics.append(json.dumps({"step": 0, "bigram_bits_per_byte": bigram}) + "\n")
-        return checkpoint.step if checkpoint else 0, metrics, samples
+        return first, metrics, samples
 
     def _step(
         self, step: int, lr: float, recorded: bool

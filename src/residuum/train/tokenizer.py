@@ -1,8 +1,9 @@
-"""Three ways to cut text into tokens. Every tokenizer has one more token, the separator that ends a document."""
+"""Ways to cut text into tokens. Every tokenizer has one more token, the separator that ends a document."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,10 +22,12 @@ class Tokenizer(Protocol):
     """Text to tokens and back. `token_bytes[t]` is how many bytes of text token t stands for, 1 for the separator.
 
     `bytes_of(t)` is those bytes, perhaps a part of a character; the separator is shown as a line's end.
+    The separator also begins a text that is to be continued, and the model ends it with any of `ends`.
     """
 
     vocab_size: int
     separator: int
+    ends: frozenset[int]
     token_bytes: NDArray[np.int64]
 
     def encode(self, text: str) -> Tokens: ...
@@ -41,6 +44,7 @@ class ByteTokenizer:
 
     vocab_size = 257
     separator = 256
+    ends = frozenset((256,))
     token_bytes = np.ones(257, np.int64)
 
     def encode(self, text: str) -> Tokens:
@@ -62,6 +66,7 @@ class CharTokenizer:
     def __init__(self, alphabet: str) -> None:
         self.alphabet = alphabet
         self.separator = len(alphabet)
+        self.ends = frozenset((self.separator,))
         self.vocab_size = len(alphabet) + 1
         self.token_bytes = np.array([*(len(c.encode()) for c in alphabet), 1], np.int64)
         self._index = {c: i for i, c in enumerate(alphabet)}
@@ -88,6 +93,7 @@ class BPETokenizer:
     """Byte pairs merged by frequency, as in GPT-2; the separator is token 0."""
 
     separator = 0
+    ends = frozenset((0,))
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self._inner = inner
@@ -126,6 +132,46 @@ class BPETokenizer:
         return json.dumps({"type": "bpe", "tokenizer": json.loads(self._inner.to_str())})
 
 
+class ImportedTokenizer:
+    """What a tokenizer.json of somebody else's says, for a model of `vocab_size` tokens, perhaps more than it has.
+
+    `separator` is the token that its texts begin with. A text is cut without the marks that the file would add, and
+    the name of one, should a text hold it, is text. A token's bytes are those that it adds to a text as decoded: what
+    the tokenizer drops of a text (capitals, say) is not counted.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, vocab_size: int, separator: int, ends: Iterable[int]) -> None:
+        self._inner = inner
+        inner.encode_special_tokens = True
+        inner.no_padding()
+        inner.no_truncation()
+        self.vocab_size, self.separator, self.ends = vocab_size, separator, frozenset(ends)
+        self._bytes = _bytes_as_decoded(inner, vocab_size)
+        for token in {separator, *self.ends}:
+            self._bytes[token] = b"\n"
+        self.token_bytes = np.array([len(of_token) for of_token in self._bytes], np.int64)
+
+    def encode(self, text: str) -> Tokens:
+        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "\n".join(self._inner.decode(part) for part in _split_at(tokens, self.ends | {self.separator}))
+
+    def bytes_of(self, token: int) -> bytes:
+        return self._bytes[token]
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "type": "imported",
+                "vocab_size": self.vocab_size,
+                "separator": self.separator,
+                "ends": sorted(self.ends),
+                "tokenizer": json.loads(self._inner.to_str()),
+            }
+        )
+
+
 def make_tokenizer(config: DataConfig, documents: list[str]) -> Tokenizer:
     """The tokenizer that `config` asks for, learned from `documents` where it is learned."""
     if config.tokenizer == "byte":
@@ -155,7 +201,10 @@ def tokenizer_from(text: str, path: Path) -> Tokenizer:
             return ByteTokenizer()
         if content["type"] == "char":
             return CharTokenizer(content["alphabet"])
-        return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])))
+        inner = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
+        if content["type"] == "imported":
+            return ImportedTokenizer(inner, content["vocab_size"], content["separator"], content["ends"])
+        return BPETokenizer(inner)
     except Exception as error:  # the tokenizers package raises bare Exception
         raise _damaged(path, error) from error
 
@@ -188,3 +237,34 @@ def _byte_level_alphabet() -> dict[str, int]:
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _bytes_as_decoded(inner: tokenizers.Tokenizer, vocab_size: int) -> list[bytes]:
+    """Of each token the bytes that it adds to a text; none where there is no such token."""
+    written = json.loads(inner.to_str())
+    byte_level = (written["decoder"] or {}).get("type") == "ByteLevel"
+    added = {token["id"]: token["content"] for token in written["added_tokens"]}
+    byte_of = _byte_level_alphabet()
+
+    def bytes_of(token: int) -> bytes:
+        name = inner.id_to_token(token) or ""
+        if token in added:
+            return name.encode()
+        if byte_level:
+            return b"".join(bytes([byte_of[c]]) if c in byte_of else c.encode() for c in name)
+        if re.fullmatch("<0x[0-9A-F]{2}>", name):
+            return bytes.fromhex(name[3:5])  # which alone may be no text
+        once, twice = (inner.decode([token] * n, skip_special_tokens=False).encode() for n in (1, 2))
+        return twice[len(once) :]  # the first of a text may lose the space before it
+
+    return [bytes_of(token) for token in range(vocab_size)]
+
+
+def _split_at(tokens: Sequence[int], ends: frozenset[int]) -> list[list[int]]:
+    parts: list[list[int]] = [[]]
+    for token in tokens:
+        if token in ends:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
