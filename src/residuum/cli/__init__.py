@@ -13,6 +13,7 @@ VERBS = {
     "generate": "continue a text with a trained run",
     "chat": "write a text by turns with a trained run, or ask it questions",
     "export": "write a trained run for another runtime: transformers, llama.cpp, or packed ternary weights",
+    "import": "make a run of a ternary model that transformers wrote",
     "study": "run experiments with seeds: depth, claims, or one connection against another; killed, they go on",
     "check": "measure every backward that is derived by hand against finite differences and autograd",
 }

@@ -13,20 +13,23 @@ SEPARATOR = "<|separator|>"
 
 
 def tokenizer_files(ours: Ours, context: int, causal: bool) -> dict[str, dict[str, Any]]:
-    """tokenizer.json and tokenizer_config.json. A text begins with the separator, which also ends what is generated.
+    """tokenizer.json and tokenizer_config.json: a text begins with the separator.
 
     A character that a char tokenizer does not know is refused there as here: there is no token for it.
     """
     inner = _inner(json.loads(ours.to_json()))
     separator = inner.id_to_token(ours.separator)
-    inner.add_special_tokens([AddedToken(separator, special=True, normalized=False)])
+    end = inner.id_to_token(min(ours.ends))
+    inner.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in dict.fromkeys((separator, end))]
+    )
     inner.post_processor = processors.TemplateProcessing(
         single=f"{separator} $A", pair=f"{separator} $A {separator} $B", special_tokens=[(separator, ours.separator)]
     )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": separator,
-        "eos_token": separator,
+        "eos_token": end,
         "pad_token": separator,
         "split_special_tokens": True,  # the separator's name, should a text hold it, is text
         "clean_up_tokenization_spaces": False,
@@ -63,7 +66,7 @@ def _characters(alphabet: str) -> Tokenizer:
 
 
 def _byte_characters() -> dict[int, str]:
-    """What the byte-level alphabet writes each byte as: the character itself where it can be seen, else one past 255."""
+    """What the byte-level alphabet writes a byte as: the character itself where it can be seen, else one past 255."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {**{byte: chr(byte) for byte in shown}, **{byte: chr(256 + i) for i, byte in enumerate(hidden)}}

@@ -41,8 +41,12 @@ def write(model: Transformer, tokenizer: Tokenizer, out: Path) -> str:
 
 
 def _files(shape: Shape, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    separator = tokenizer.separator
-    ends = {"bos_token_id": separator, "eos_token_id": separator, "pad_token_id": separator}
+    separator, ends_with = tokenizer.separator, sorted(tokenizer.ends)
+    ends = {
+        "bos_token_id": separator,
+        "eos_token_id": ends_with[0] if len(ends_with) == 1 else ends_with,
+        "pad_token_id": separator,
+    }
     files = tokenizer_files(tokenizer, config.context, config.causal)
     files["config.json"] = {"architectures": [shape.name], "dtype": "float32", **shape.config(config), **ends}
     if config.causal:
