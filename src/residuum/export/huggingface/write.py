@@ -36,8 +36,8 @@ def write(model: Transformer, tokenizer: Tokenizer, out: Path) -> str:
         except SafetensorError as error:
             raise OSError(str(error)) from error
     loader = "AutoModelForCausalLM" if model.config.causal else "AutoModel"
-    takes = ", which takes accelerate and a C++ compiler," if model.config.linear == "ternary" else ""
-    return f"wrote {out}, a {shape.name}: transformers{takes} runs it with {loader}.from_pretrained('{out}')"
+    takes = "; ternary maps take accelerate and a C++ compiler" if model.config.linear == "ternary" else ""
+    return f"wrote {out}, a {shape.name}: transformers loads it with {loader}.from_pretrained('{out}'){takes}"
 
 
 def _files(shape: Shape, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
