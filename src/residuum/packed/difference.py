@@ -1,0 +1,34 @@
+"""What packing changes in a model's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from residuum.model import Transformer
+from residuum.packed.decoder import PackedDecoder
+
+
+class Difference(NamedTuple):
+    """Packed scores less the model's own, over all tokens of the vocabulary and all places."""
+
+    largest: float
+    rms: float
+    """Root of the mean square."""
+    relative: float
+    """The same over the root of the mean square of the model's own scores."""
+
+
+@torch.inference_mode()
+def difference(model: Transformer, decoder: PackedDecoder, tokens: Sequence[int]) -> Difference:
+    """Have both read `tokens`, at most the context, and compare the scores after each; the decoder then forgets."""
+    own = model(torch.tensor([list(tokens)], device=model.embedding.weight.device))[0].float().cpu().numpy()
+    decoder.forget()
+    packed = np.stack([decoder.read([token]) for token in tokens])
+    decoder.forget()
+    changed = packed - own
+    rms = float(np.sqrt(np.mean(changed**2)))
+    return Difference(float(np.abs(changed).max()), rms, rms / float(np.sqrt(np.mean(own**2))))
