@@ -49,6 +49,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/residuals.py
 	$(BIN)/python benchmarks/freed_memory.py
+	$(BIN)/python benchmarks/packed.py
 
 faults: .venv/dev
 	$(BIN)/pytest tests/faults -m faults

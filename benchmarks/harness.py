@@ -24,15 +24,19 @@ def ratio(measured: Callable[[], Any], against: Callable[[], Any], rounds: int) 
         order = (measured, against) if number % 2 else (against, measured)
         took = {function: _time(function) for function in order}
         pairs.append((took[measured], took[against]))
-    ratios = [a / b for a, b in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    return of_pairs(pairs)
+
+
+def of_pairs(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    """The figures of `ratio` from what both took in each round."""
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     return {
         "ratio": middle,
         "quartile_low": low,
         "quartile_high": high,
         "seconds": statistics.median(a for a, _ in pairs),
         "seconds_against": statistics.median(b for _, b in pairs),
-        "rounds": rounds,
+        "rounds": len(pairs),
     }
 
 
