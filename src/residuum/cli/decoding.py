@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
 from residuum.errors import InputError
 from residuum.model import CachedTransformer, Decoder, Sampling
+from residuum.packed import PackedDecoder, load, pack
 from residuum.train import RunFolder
-from residuum.train.tokenizer import Tokenizer
+from residuum.train.tokenizer import Tokenizer, tokenizer_from
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Decoding:
     """Which model writes, and how."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
+    """Folder of the run, or the file of a packed model, *.safetensors."""
     max_new_tokens: int = 200
     """Most tokens to write; the model may end the document sooner."""
     top_k: int | None = None
@@ -30,6 +32,18 @@ class Decoding:
     """End before this text; may be given several times."""
     seed: int = 0
     """Seed of the choices."""
+    packed: bool = False
+    """Read a ternary run by its packed weights, two bits each, on all cores. Takes the extra packed."""
+    embedding: Literal["int8", "float"] | None = None
+    """How --packed keeps embedding and head. None: int8."""
+    threads: int | None = None
+    """Threads of a packed model. None: one for each core."""
+
+    @property
+    def file(self) -> Path | None:
+        """The packed model's, where RUN is one."""
+        path = Path(self.run)
+        return path if path.suffix == ".safetensors" and not path.is_dir() else None
 
     def sampling(self, temperature: float) -> Sampling:
         """How to choose a token. Raises `InputError` for an option that cannot be."""
@@ -37,6 +51,12 @@ class Decoding:
             raise InputError(f"--max-new-tokens is {self.max_new_tokens}: give at least 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}: give a whole number from 0 to 2⁶³ − 1")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads is {self.threads}: give at least 1")
+        if self.threads is not None and not (self.packed or self.file):
+            raise InputError("--threads goes with --packed, or with the file of a packed model")
+        if self.embedding is not None and (self.file or not self.packed):
+            raise InputError("--embedding goes with --packed: a file was packed with the one it has")
         if "" in self.stop:
             raise InputError("--stop is empty: give a text, or leave it away")
         for text in self.stop:
@@ -58,12 +78,18 @@ class Reader:
 
 
 def open_reader(options: Decoding) -> Reader:
-    """Raises `InputError` where RUN is none."""
+    """Raises `InputError` where RUN is neither a run nor a packed model, or cannot be packed."""
+    if options.file is not None:
+        packed, tokenizer = load(options.file)
+        return Reader(PackedDecoder(packed, options.threads), tokenizer_from(tokenizer, options.file), None)
     folder = RunFolder.open(options.run)
     model = folder.model()
     if changed := folder.changed_code():
         note(f"{changed}: its weights were trained with another")
-    return Reader(CachedTransformer(model), folder.tokenizer, folder.recipe.data.answer)
+    decoder: Decoder = CachedTransformer(model)
+    if options.packed:
+        decoder = PackedDecoder(pack(model, options.embedding or "int8"), options.threads)
+    return Reader(decoder, folder.tokenizer, folder.recipe.data.answer)
 
 
 def check_text(text: str, where: str) -> None:

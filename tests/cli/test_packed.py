@@ -1,0 +1,65 @@
+"""--packed, and RUN as a packed file: the same text from another decoder."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from residuum.cli import main
+from residuum.packed import pack, save
+from residuum.train import RunFolder
+
+
+def said(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    status = main([str(arg) for arg in args])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def test_a_packed_run_writes_the_runs_own_text(answers_run: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("numba", reason="because the extra packed is not installed")
+    folder = RunFolder.open(answers_run)
+    file = tmp_path / "answers.safetensors"
+    save(file, pack(folder.model(), "float"), folder.tokenizer.to_json())
+    asked = ["--prompt", "12+7=", "--max-new-tokens", "20", "--seed", "3"]
+    status, out, _ = said(capsys, "generate", answers_run, *asked)
+    assert status == 0
+    assert said(capsys, "generate", answers_run, "--packed", "--embedding", "float", *asked)[:2] == (0, out)
+    assert said(capsys, "generate", file, "--threads", 2, *asked)[:2] == (0, out)
+    assert said(capsys, "generate", file, "--packed", *asked)[:2] == (0, out)
+
+
+def test_chat_asks_a_packed_run(answers_run: Path, capsys, monkeypatch) -> None:
+    pytest.importorskip("numba", reason="because the extra packed is not installed")
+    shown = []
+    for flags in ([], ["--packed", "--embedding", "float"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("12+7\n3*4\n"))
+        shown.append(said(capsys, "chat", answers_run, "--max-new-tokens", 9, *flags)[1])
+    assert shown[0] == shown[1]
+    assert shown[0].count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["gone", "--threads", "2"], "--threads goes with --packed"),
+        (["gone", "--packed", "--threads", "0"], "--threads is 0: give at least 1"),
+        (["gone", "--embedding", "int8"], "--embedding goes with --packed"),
+        (["gone.safetensors", "--packed", "--embedding", "int8"], "--embedding goes with --packed"),
+        (["gone.safetensors"], "cannot read gone.safetensors"),
+        (["gone", "--packed"], "gone is no folder"),
+    ],
+)
+def test_bad_values(args: list[str], error: str, capsys) -> None:
+    status, out, err = said(capsys, "generate", *args)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert error in err
+
+
+def test_what_is_not_ternary_is_refused(noise_run: Path, capsys) -> None:
+    status, out, err = said(capsys, "generate", noise_run, "--packed")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "model.linear = 'float' cannot be packed" in err
