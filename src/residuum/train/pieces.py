@@ -9,7 +9,7 @@ from residuum.train.tokenizer import Tokenizer
 
 
 def pieces(tokens: Iterable[int], tokenizer: Tokenizer, stop: Sequence[str] = ()) -> Iterator[str]:
-    """What `tokens` say up to one that ends a text, or up to the first text of `stop`, each piece as soon as it is certain.
+    """What `tokens` say up to one that ends a text or the first text of `stop`, each piece as soon as it is certain.
 
     Together they are what the tokenizer decodes, however tokens cut the text: bytes wait for the rest of their
     character, and what may be the beginning of a stop text waits for the rest of that.
