@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from residuum.cli import main
+from residuum.packed.file import load
+from residuum.train import RunFolder
 
 TINY = [
     "--run.steps", "1", "--run.eval-tokens", "200", "--run.sample-tokens", "0", "--data.tokenizer", "char",
@@ -41,3 +43,13 @@ def test_mistakes_are_one_line(capsys: Any, args: list[str], said: str) -> None:
     line = capsys.readouterr().err
     assert said in line
     assert line.count("\n") == 1
+
+
+def test_ternary_weights_become_one_file(tmp_path: Path, text_folder: Path, capsys: Any) -> None:
+    run, out = tmp_path / "run", tmp_path / "weights.safetensors"
+    command = ["train", "quick", "--run.dir", str(run), "--data.source", str(text_folder), *TINY]
+    assert main([*command, "--model.linear", "ternary"]) in (0, 1)
+    assert main(["export", str(run), "--to", "safetensors", "--out", str(out)]) == 0
+    packed, tokenizer = load(out)
+    assert packed.config == RunFolder.open(run).recipe.model
+    assert tokenizer == RunFolder.open(run).tokenizer.to_json()
