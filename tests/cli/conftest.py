@@ -33,4 +33,6 @@ def noise_run(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def answers_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Answers sums, wrongly; ternary."""
-    return barely_trained(tmp_path_factory.mktemp("answers") / "run", "bitnet-arithmetic", {}, {"init_std": 0.3})
+    return barely_trained(
+        tmp_path_factory.mktemp("answers") / "run", "bitnet-arithmetic", {}, {"init_std": 0.3, "n_kv_heads": 1}
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -23,22 +24,27 @@ def test_a_packed_run_writes_the_runs_own_text(answers_run: Path, tmp_path: Path
     pytest.importorskip("numba", reason="because the extra packed is not installed")
     folder = RunFolder.open(answers_run)
     file = tmp_path / "answers.safetensors"
-    save(file, pack(folder.model(), "float"), folder.tokenizer.to_json())
+    save(file, pack(folder.model(), "float"), folder.tokenizer.to_json(), "=")
     asked = ["--prompt", "12+7=", "--max-new-tokens", "20", "--seed", "3"]
     status, out, _ = said(capsys, "generate", answers_run, *asked)
     assert status == 0
     assert said(capsys, "generate", answers_run, "--packed", "--embedding", "float", *asked)[:2] == (0, out)
+    notes = said(capsys, "generate", answers_run, "--packed", *asked)[2]
+    found = re.search(r"packed scores of the prompt differ by ([\d.]+)% of their size, at most by [\d.e-]+\n", notes)
+    assert found and 0 < float(found[1]) < 10
     assert said(capsys, "generate", file, "--threads", 2, *asked)[:2] == (0, out)
     assert said(capsys, "generate", file, "--packed", *asked)[:2] == (0, out)
 
 
-def test_chat_asks_a_packed_run(answers_run: Path, capsys, monkeypatch) -> None:
+def test_chat_asks_a_packed_run(answers_run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     pytest.importorskip("numba", reason="because the extra packed is not installed")
+    folder, file = RunFolder.open(answers_run), tmp_path / "answers.safetensors"
+    save(file, pack(folder.model(), "float"), folder.tokenizer.to_json(), folder.recipe.data.answer)
     shown = []
-    for flags in ([], ["--packed", "--embedding", "float"]):
+    for run, *flags in ([answers_run], [answers_run, "--packed", "--embedding", "float"], [file]):
         monkeypatch.setattr(sys, "stdin", io.StringIO("12+7\n3*4\n"))
-        shown.append(said(capsys, "chat", answers_run, "--max-new-tokens", 9, *flags)[1])
-    assert shown[0] == shown[1]
+        shown.append(said(capsys, "chat", run, "--max-new-tokens", 9, *flags)[1])
+    assert shown[0] == shown[1] == shown[2]
     assert shown[0].count("\n") == 2
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from residuum.errors import InputError
-from residuum.model import CachedTransformer, Decoder, Sampling
+from residuum.model import CachedTransformer, Decoder, Sampling, Transformer
 from residuum.packed import PackedDecoder, load, pack
 from residuum.train import RunFolder
 from residuum.train.tokenizer import Tokenizer, tokenizer_from
@@ -75,13 +75,15 @@ class Reader:
     tokenizer: Tokenizer
     mark: str | None
     """What ends a question, where the run answers questions."""
+    model: Transformer | None = None
+    """The run's own, unless it was packed elsewhere."""
 
 
 def open_reader(options: Decoding) -> Reader:
     """Raises `InputError` where RUN is neither a run nor a packed model, or cannot be packed."""
     if options.file is not None:
-        packed, tokenizer = load(options.file)
-        return Reader(PackedDecoder(packed, options.threads), tokenizer_from(tokenizer, options.file), None)
+        packed, tokenizer, answer = load(options.file)
+        return Reader(PackedDecoder(packed, options.threads), tokenizer_from(tokenizer, options.file), answer)
     folder = RunFolder.open(options.run)
     model = folder.model()
     if changed := folder.changed_code():
@@ -89,7 +91,7 @@ def open_reader(options: Decoding) -> Reader:
     decoder: Decoder = CachedTransformer(model)
     if options.packed:
         decoder = PackedDecoder(pack(model, options.embedding or "int8"), options.threads)
-    return Reader(decoder, folder.tokenizer, folder.recipe.data.answer)
+    return Reader(decoder, folder.tokenizer, folder.recipe.data.answer, model)
 
 
 def check_text(text: str, where: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from residuum.cli.decoding import Decoding, check_text, note, note_passed, open_reader
 from residuum.cli.options import parse
 from residuum.model import Continuation
+from residuum.packed import PackedDecoder, difference
 from residuum.train.pieces import pieces
 
 
@@ -36,6 +37,9 @@ def main(args: list[str]) -> int:
     lost = len(prompt) - decoder.context
     if lost > 0:
         note(f"the model reads the last {decoder.context:,} of the prompt's {len(prompt):,} tokens, its context")
+    if isinstance(decoder, PackedDecoder) and reader.model is not None:
+        largest, _, relative = difference(reader.model, decoder, prompt[-decoder.context :])
+        note(f"packed scores of the prompt differ by {relative:.2%} of their size, at most by {largest:.2g}")
     text = Continuation(decoder, sampling, np.random.default_rng(options.seed))
     text.append(prompt)
     pace = Pace()

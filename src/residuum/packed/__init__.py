@@ -2,7 +2,7 @@
 
 from residuum.packed.decoder import PackedDecoder
 from residuum.packed.difference import Difference, difference
-from residuum.packed.file import load, save
+from residuum.packed.file import PackedFile, load, save
 from residuum.packed.weights import Packed, pack
 
-__all__ = ["Difference", "Packed", "PackedDecoder", "difference", "load", "pack", "save"]
+__all__ = ["Difference", "Packed", "PackedDecoder", "PackedFile", "difference", "load", "pack", "save"]

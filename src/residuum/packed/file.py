@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -23,15 +23,27 @@ UNSIGNED = b"0" * 64
 """What stands in the checksum's place while it is computed: the sha256 is that of the whole file, header included."""
 
 
-def save(path: Path, packed: Packed, tokenizer_json: str) -> None:
+class PackedFile(NamedTuple):
+    """What a packed model's file holds."""
+
+    packed: Packed
+    tokenizer: str
+    """Its JSON."""
+    answer: str | None
+    """What ends a question, where the run answers questions."""
+
+
+def save(path: Path, packed: Packed, tokenizer_json: str, answer: str | None = None) -> None:
     """Write `path`, whole or not at all. Raises `InputError` if the disk refuses.
 
-    Tensors are those of `layout`; the header's metadata holds `format`, `config` and `tokenizer` (JSON), and `sha256`.
+    Tensors are those of `layout`; the header's metadata holds `format`, `config` and `tokenizer` (JSON), `answer` where
+    there is one, and `sha256`.
     """
     metadata = {
         "format": FORMAT,
         "config": json.dumps(asdict(packed.config)),
         "tokenizer": tokenizer_json,
+        **({} if answer is None else {"answer": answer}),
         "sha256": UNSIGNED.decode(),
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in packed.arrays.items()}
@@ -39,8 +51,8 @@ def save(path: Path, packed: Packed, tokenizer_json: str) -> None:
     write_whole(path, _with_checksum(data, UNSIGNED, hashlib.sha256(data).hexdigest().encode()))
 
 
-def load(path: Path) -> tuple[Packed, str]:
-    """The model in `path` and its tokenizer's JSON. Raises `InputError` if it is none, or not as it was written."""
+def load(path: Path) -> PackedFile:
+    """The model in `path`, and how to talk with it. Raises `InputError` if it is none, or not as written."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -64,7 +76,7 @@ def load(path: Path) -> tuple[Packed, str]:
         packed = Packed(config, arrays)
         if {name: (array.dtype, array.shape) for name, array in arrays.items()} != layout(config, packed.embedding):
             raise ValueError("its arrays are not those of its shape")
-        return packed, metadata["tokenizer"]
+        return PackedFile(packed, metadata["tokenizer"], metadata.get("answer"))
     except (KeyError, TypeError, ValueError, InputError, SafetensorError) as error:
         raise InputError(f"{path} holds no model that this version packs ({error}): pack the run again") from None
 
@@ -74,7 +86,7 @@ def bits_per_weight(path: Path) -> float:
 
     That is embedding, head, norms, places and the tokenizer.
     """
-    packed, tokenizer = load(path)
+    packed, tokenizer, _ = load(path)
     others = sum(array.nbytes for name, array in packed.arrays.items() if name not in (*MATRICES, "step"))
     spelled = json.dumps(tokenizer, ensure_ascii=False).encode()
     return 8 * (path.stat().st_size - others - len(spelled)) / n_ternary(packed.config)
