@@ -14,27 +14,34 @@ TEMPORARY = ".part-"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path`. Raises `InputError` if the disk refuses, and leaves no trace of the attempt.
+    """Write `content` to `path`; see `whole_file`."""
+    with whole_file(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
-    A link is followed; what exists and is no regular file (a folder, a device) is refused rather than replaced.
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write that takes the name `path` once the block ends, and vanishes if it does not end well.
+
+    A link is followed; what exists and is no regular file (a folder, a device) is refused rather than replaced. Raises
+    `InputError` if the disk refuses.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
         raise InputError(f"cannot write {path}: it is no regular file: choose another place")
     part = path.with_name(f"{TEMPORARY}{path.name}")
-    data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
+        with part.open("r+b") as written:
+            os.fsync(written.fileno())
         part.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
         with suppress(OSError):
             part.unlink()
-        raise cannot_write(path, error) from error
 
 
 @contextmanager
