@@ -212,7 +212,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"bias": True}, "tq2_0", "model.bias = true.*: train with false"),
     ({"causal": False}, "tq2_0", "model.causal = false.*: train with true"),
     ({"head": "none"}, "tq2_0", "model.head = 'none'.*: train with 'tied'"),
-    ({"head": "untied"}, "tq2_0", "model.head = 'untied'.*: train with model.head = 'tied', or with model.sub_norm = f"),
+    (
+        {"head": "untied"},
+        "tq2_0",
+        "model.head = 'untied'.*: train with model.head = 'tied', or with model.sub_norm = f",
+    ),
     ({}, "f16", "model.linear = 'ternary' is not stored as F16 in llama.cpp: choose tq2_0 or tq1_0"),
     ({"linear": "float"}, "tq2_0", "model.linear = 'float' is not stored as TQ2_0 in llama.cpp: choose f16"),
 ]

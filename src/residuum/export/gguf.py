@@ -184,7 +184,7 @@ def _tensors(model: Transformer, kind: Kind) -> Iterator[tuple[str, NDArray[np.f
 
 
 def _weight(linear: Linear) -> NDArray[np.float32]:
-    """W, of a ternary map levels · step: its step is then the largest entry of a block, which TQ takes for its scale."""
+    """W; of a ternary map levels · step, whose largest entry, which TQ takes for a block's scale, is the step."""
     if not isinstance(linear, BitLinear):
         return _values(linear.weight)
     with torch.no_grad():

@@ -40,7 +40,7 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def _of_characters(alphabet: str) -> Vocabulary:
-    """Sentencepiece starts from characters, where GPT-2's tokenizer starts from bytes; with no longer token it stays."""
+    """Sentencepiece starts from characters, GPT-2's tokenizer from bytes; with no longer token it ends there too."""
     for character, why in (("\0", "ends a token's text"), (SPACE, "stands for a space")):
         if character in alphabet:
             raise InputError(
