@@ -25,7 +25,7 @@ LLAMA = {"activation": "swiglu", "norm": "rmsnorm", "positions": "rotary", "n_la
 SHAPES: dict[str, dict[str, Any]] = {
     "bitnet": {**LLAMA, "linear": "ternary", "d_model": 256, "d_ff": 512},
     "llama": {**LLAMA, "linear": "ternary", "d_model": 256, "d_ff": 256, "sub_norm": False, "head": "untied"},
-    "float": {**LLAMA, "d_model": 48, "d_ff": 80, "norm_eps": 1e-3, "rotary_base": 500.0},
+    "float": {**LLAMA, "d_model": 96, "d_ff": 200, "norm_eps": 1e-3, "rotary_base": 500.0},
 }
 TEXTS = (
     "", " ", "the stream", "  two  spaces   three ", "a\n\n b\r\n\tc", "don't I'll 123 4567 x1y22", "é ü 中文 🎉 ⅷ²",
@@ -40,7 +40,7 @@ def trained(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
     """Runs of a few steps over text that repeats itself, each trained once."""
     runs: dict[str, RunFolder] = {}
 
-    def run(shape: str, tokenizer: str = "bpe", steps: int = 30) -> RunFolder:
+    def run(shape: str, tokenizer: str = "bpe", steps: int = 80) -> RunFolder:
         name = f"{shape}-{tokenizer}-{steps}"
         if name not in runs:
             content = as_dict(load_recipe("quick"))
@@ -48,7 +48,7 @@ def trained(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
             content["run"] |= {"eval_tokens": 256, "device": "cpu"}
             content["data"] = {"source": str(text_folder), "tokenizer": tokenizer, "vocab_size": 300}
             content["model"] = {"context": 48, **SHAPES[shape]}
-            content["optim"] = {"batch_size": 4, "lr": 4e-3, "warmup": 5}
+            content["optim"] = {"batch_size": 4, "lr": 8e-3, "warmup": 10}
             runs[name] = RunFolder.create(tmp_path_factory.mktemp("runs") / name)
             train(runs[name], recipe_from(content, "test"))
         return runs[name]
@@ -150,6 +150,8 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(trained: Train, tmp_path: Path
         tokens = server.tokens(known)
         assert tokens == [ours.separator, *ours.encode(known).tolist()], known
         assert server.post("detokenize", tokens=tokens)["content"] == known
+    ended = server.post("completion", prompt="the", n_predict=3, logit_bias=[[ours.separator, 1000]])
+    assert (ended["content"], ended["stop_type"]) == ("", "eos")
 
 
 def test_characters_that_are_no_bytes_are_tokens_too() -> None:
@@ -179,18 +181,20 @@ def test_llama_cpp_writes_the_same_text(trained: Train, tmp_path: Path, prompts:
     folder = trained(shape)
     export(folder, tmp_path / "model.gguf")
     server, tokenizer, model = Server(tmp_path / "model.gguf"), folder.tokenizer, folder.model()
-    for prompt in prompts:
+    same, (theirs, ours) = 0, np.zeros((2, len(prompts), tokenizer.vocab_size))
+    for place, prompt in enumerate(prompts):
         tokens = [tokenizer.separator, *tokenizer.encode(prompt).tolist()]
         asked = {"prompt": prompt, "n_predict": 12, "temperature": 0, "n_probs": tokenizer.vocab_size}
-        answer = server.post("completion", **asked, return_tokens=True)
-        assert answer["content"] == tokenizer.decode(list(_document(generate(model, tokens, 12, 0.0), tokenizer)))
-        theirs = np.zeros(tokenizer.vocab_size)
+        answer = server.post("completion", **asked)
+        same += answer["content"] == tokenizer.decode(list(_document(generate(model, tokens, 12, 0.0), tokenizer)))
         for score in answer["completion_probabilities"][0]["top_logprobs"]:
-            theirs[score["id"]] = score["logprob"]
+            theirs[place, score["id"]] = score["logprob"]
         with torch.no_grad():
-            ours = model(torch.tensor([tokens]))[0, -1].log_softmax(-1).numpy()
-        # Eight bits in other blocks are other numbers: a few thousandths of how far scores lie apart.
-        assert np.abs(theirs - ours).max() < (0.01 if shape == "float" else 0.1) * ours.std()
+            ours[place] = model(torch.tensor([tokens]))[0, -1].log_softmax(-1).numpy()
+    # Eight bits in other blocks are other numbers: scores differ by 0.004 of their spread, and a tie may break.
+    exact = shape == "float"
+    assert np.sqrt(((theirs - ours) ** 2).mean()) < (0.001 if exact else 0.02) * ours.std()
+    assert same >= (1.0 if exact else 0.9) * len(prompts)
 
 
 def _document(tokens: Iterator[int], tokenizer: Any) -> Iterator[int]:

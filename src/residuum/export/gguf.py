@@ -172,6 +172,7 @@ def _tensors(model: Transformer, kind: Kind) -> Iterator[tuple[str, NDArray[np.f
         if architecture_of(config) == "bitnet":
             norms |= {"attn_sub_norm": attn.out.norm, "ffn_sub_norm": ff.down.norm}
         for name, norm in norms.items():
+            assert isinstance(norm, RMSNorm)
             yield f"{here}{name}.weight", _values(norm.gain), "F32"
         q, k = _weight(attn.q), _weight(attn.k)
         if architecture_of(config) == "llama":
