@@ -4,7 +4,7 @@ import json
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -159,6 +159,14 @@ def test_characters_that_are_no_bytes_are_tokens_too() -> None:
     for alphabet, named in (("a\0", "U+0000"), ("a▁", "U+2581")):
         with pytest.raises(InputError, match=rf"has the character {named.replace('+', '[+]')}.* 'byte' or 'bpe'"):
             vocabulary(CharTokenizer(alphabet))
+
+
+def test_a_tokenizer_from_elsewhere_is_refused() -> None:
+    class Imported:
+        vocab_size = 300
+
+    with pytest.raises(InputError, match="tokenizer came from elsewhere.*: export --to hf"):
+        vocabulary(cast(Any, Imported()))
 
 
 def test_tokens_without_merges_are_bytes() -> None:

@@ -32,7 +32,10 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
         return Vocabulary("gpt2", [*_byte_names(), SEPARATOR], [NO_TEXT])
     if isinstance(tokenizer, CharTokenizer):
         return _of_characters(tokenizer.alphabet)
-    assert isinstance(tokenizer, BPETokenizer)
+    if not isinstance(tokenizer, BPETokenizer):
+        raise InputError(
+            "the run's tokenizer came from elsewhere, and GGUF says how text is cut by name: export --to hf"
+        )
     learned = json.loads(tokenizer.to_json())["tokenizer"]["model"]
     tokens = sorted(learned["vocab"], key=learned["vocab"].get)
     tokens[tokenizer.separator] = SEPARATOR
