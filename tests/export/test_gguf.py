@@ -165,7 +165,7 @@ def test_a_tokenizer_from_elsewhere_is_refused() -> None:
     class Imported:
         vocab_size = 300
 
-    with pytest.raises(InputError, match="tokenizer came from elsewhere.*: export --to hf"):
+    with pytest.raises(InputError, match=r"tokenizer came from elsewhere.*: export --to hf"):
         vocabulary(cast(Any, Imported()))
 
 
