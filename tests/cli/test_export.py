@@ -36,6 +36,7 @@ def test_a_run_becomes_a_folder_once(tmp_path: Path, text_folder: Path, capsys: 
         (["nowhere", "--to", "hf", "--out", "x"], "nowhere is no folder"),
         (["nowhere", "--to", "onnx", "--out", "x"], "--to"),
         (["nowhere", "--to", "hf", "--out", ""], "--out is empty"),
+        (["nowhere", "--to", "gguf", "--out", "x", "--type", "q4_0"], "--type"),
     ],
 )
 def test_mistakes_are_one_line(capsys: Any, args: list[str], said: str) -> None:
@@ -50,6 +51,23 @@ def test_ternary_weights_become_one_file(tmp_path: Path, text_folder: Path, caps
     command = ["train", "quick", "--run.dir", str(run), "--data.source", str(text_folder), *TINY]
     assert main([*command, "--model.linear", "ternary"]) in (0, 1)
     assert main(["export", str(run), "--to", "safetensors", "--out", str(out)]) == 0
-    packed, tokenizer = load(out)
+    packed, tokenizer, answer = load(out)
+    assert answer is None
     assert packed.config == RunFolder.open(run).recipe.model
     assert tokenizer == RunFolder.open(run).tokenizer.to_json()
+
+
+def test_a_type_is_for_gguf(tmp_path: Path, text_folder: Path, capsys: Any) -> None:
+    run, out = tmp_path / "run", tmp_path / "model.gguf"
+    train = ["train", "quick", "--run.dir", str(run), "--data.source", str(text_folder), *TINY, "--model.n-heads", "2"]
+    llama = ["--model.norm", "rmsnorm", "--model.positions", "rotary", "--model.activation", "swiglu"]
+    assert main([*train, *llama]) in (0, 1)
+    command = ["export", str(run), "--out", str(out), "--type"]
+    assert main([*command, "f16", "--to", "hf"]) == 2
+    assert "--type f16 goes with --to gguf: leave it away" in capsys.readouterr().err
+    assert main([*command, "tq1_0", "--to", "gguf"]) == 2
+    assert "model.linear = 'float' is not stored as TQ1_0 in llama.cpp: choose f16" in capsys.readouterr().err
+    assert not out.exists()
+    pytest.importorskip("gguf", reason="because the extra gguf is not installed")
+    assert main([*command, "f16", "--to", "gguf"]) == 0
+    assert "F16, architecture llama" in capsys.readouterr().out and out.exists()

@@ -13,7 +13,7 @@ import torch
 from residuum.errors import InputError
 from residuum.export.gguf import check, export
 from residuum.export.gguf_vocabulary import SEPARATOR, vocabulary
-from residuum.model import ModelConfig, generate
+from residuum.model import ModelConfig, Sampling, generate
 from residuum.model.quantise import ternary
 from residuum.train import RunFolder, load_recipe, train
 from residuum.train.recipe import as_dict, recipe_from
@@ -194,7 +194,8 @@ def test_llama_cpp_writes_the_same_text(trained: Train, tmp_path: Path, prompts:
         tokens = [tokenizer.separator, *tokenizer.encode(prompt).tolist()]
         asked = {"prompt": prompt, "n_predict": 12, "temperature": 0, "n_probs": tokenizer.vocab_size}
         answer = server.post("completion", **asked)
-        same += answer["content"] == tokenizer.decode(list(_document(generate(model, tokens, 12, 0.0), tokenizer)))
+        written = list(_document(generate(model, tokens, 12, Sampling(0)), tokenizer))
+        same += answer["content"] == tokenizer.decode(written)
         for score in answer["completion_probabilities"][0]["top_logprobs"]:
             theirs[place, score["id"]] = score["logprob"]
         with torch.no_grad():
@@ -221,6 +222,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"positions": "learned"}, "tq2_0", "model.positions = 'learned'.*: train with 'rotary'"),
     ({"residual": "post"}, "tq2_0", "model.residual = 'post'.*: train with 'pre'"),
     ({"n_experts": 4}, "tq2_0", "model.n_experts = 4.*: train with 1"),
+    ({"embedding_norm": True}, "tq2_0", "model.embedding_norm = true.*: train with false"),
     ({"bias": True}, "tq2_0", "model.bias = true.*: train with false"),
     ({"causal": False}, "tq2_0", "model.causal = false.*: train with true"),
     ({"head": "none"}, "tq2_0", "model.head = 'none'.*: train with 'tied'"),

@@ -15,7 +15,7 @@ from residuum.engine.check.cases import ready
 from residuum.errors import InputError
 from residuum.export.huggingface import bitnet, write
 from residuum.export.huggingface.shapes import shape_of
-from residuum.model import ModelConfig, Transformer, generate
+from residuum.model import ModelConfig, Sampling, Transformer, generate
 from residuum.train.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 LLAMA: dict[str, Any] = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu"}
@@ -104,7 +104,7 @@ def test_text_goes_on_the_same(transformers: Any, tmp_path: Path, values: dict[s
         written = theirs.generate(**given, max_new_tokens=12, do_sample=False)[0].tolist()
         start = [BPE.separator, *BPE.encode(prompt).tolist()]
         expected = []
-        for token in generate(ours, start, 12, temperature=0.0):
+        for token in generate(ours, start, 12, Sampling(0)):
             expected.append(token)
             if token in BPE.ends:
                 break

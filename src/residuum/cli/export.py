@@ -25,6 +25,8 @@ class Options:
     file."""
     out: str
     """Where to write; nothing may be there yet."""
+    type: Literal["tq2_0", "tq1_0", "f16"] | None = None
+    """How a GGUF file holds the maps. None: tq2_0 for ternary ones, else f16."""
 
 
 def main(args: list[str]) -> int:
@@ -32,5 +34,5 @@ def main(args: list[str]) -> int:
     options = parse(Options, args, "export")
     if not options.out:
         raise InputError("--out is empty: give the place to write to")
-    print(export(RunFolder.open(options.run), options.to, Path(options.out)))
+    print(export(RunFolder.open(options.run), options.to, Path(options.out), options.type))
     return 0

@@ -89,7 +89,7 @@ def check(config: ModelConfig, kind: Kind) -> None:
         )
     wanted: dict[str, object] = {
         "activation": "swiglu", "norm": "rmsnorm", "positions": "rotary", "residual": "pre", "n_experts": 1,
-        "bias": False, "causal": True,
+        "bias": False, "causal": True, "embedding_norm": False,
     }  # fmt: skip
     for name, value in wanted.items():
         if (found := getattr(config, name)) != value:
