@@ -21,6 +21,7 @@ REFUSED = {
     "model.residual = 'my_package:Pre'": {"residual": "my_package:Pre"},
     "model.n_experts = 2": {"n_experts": 2},
     "model.bias = true": {"bias": True},
+    "model.embedding_norm = true": {"embedding_norm": True},
     "model.causal = false": {"causal": False},
     "model.head = 'none'": {"head": "none"},
     "a width of 524288": {"d_ff": 2**19},

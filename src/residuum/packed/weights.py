@@ -90,7 +90,7 @@ def check(config: ModelConfig) -> None:
     if fault is not None:
         raise InputError(
             f"{fault} cannot be packed: packed are ternary decoders of pre-norm connections with a head, without "
-            "biases and experts; generate from the run itself, without --packed"
+            "biases, experts and a norm of the embedding; generate from the run itself, without --packed"
         )
 
 
@@ -101,8 +101,9 @@ def _faults(config: ModelConfig) -> Iterator[str]:
         yield f"model.residual = '{config.residual}'"
     if config.n_experts > 1:
         yield f"model.n_experts = {config.n_experts}"
-    if config.bias:
-        yield "model.bias = true"
+    for name in ("bias", "embedding_norm"):
+        if getattr(config, name):
+            yield f"model.{name} = true"
     if not config.causal:
         yield "model.causal = false"
     if config.head == "none":
