@@ -61,7 +61,7 @@ def test_the_page_shows_both(audit: Audit) -> None:
 
 def test_the_file_has_every_map(audit: Audit) -> None:
     maps = audit.to_dict()["ternary"]
-    assert len(maps) == 6 * BLOCKS
+    assert len(maps) == 7 * BLOCKS
     for each in maps:
         assert each["minus"] + each["zero"] + each["plus"] == pytest.approx(1)
         assert each["learns"] is True

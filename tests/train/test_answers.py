@@ -1,5 +1,6 @@
 """Questions and answers: what is learned of them, and how many are right."""
 
+import math
 import re
 from collections import Counter
 from itertools import pairwise
@@ -30,9 +31,7 @@ def test_an_answer_begins_after_the_first_mark_and_ends_with_the_separator() -> 
 
 
 def question_batches(documents: list[str], context: int, rows: int = 4, seed: int = 0) -> QuestionBatches:
-    tokens = tokenize(TOKENIZER, documents)
-    counted = in_answers(tokens, mark_token(TOKENIZER, "="), TOKENIZER.separator)
-    return QuestionBatches(tokens, counted, TOKENIZER.separator, context, rows, seed)
+    return QuestionBatches(tokenize(TOKENIZER, documents), TOKENIZER, "=", context, rows, seed)
 
 
 def test_a_row_is_whole_documents_and_their_answers_are_learned() -> None:
@@ -82,6 +81,15 @@ def test_a_mark_is_one_token_of_the_text() -> None:
         DataConfig(answer="")
 
 
+def answer_nats(model: Transformer, tokens: list[int], document: str) -> tuple[float, int]:
+    """−log p of a document's answer and its end, one token at a time, and how many bytes that is."""
+    first = 1 + document.index("=") + 1
+    with torch.no_grad():
+        chances = [model(torch.tensor([tokens[:place]]))[0, -1].log_softmax(-1) for place in range(first, len(tokens))]
+    nats = [-chance[token].item() for chance, token in zip(chances, tokens[first:], strict=True)]
+    return sum(nats), len(nats)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_exact_match_is_what_greedy_generation_answers(seed: int) -> None:
     """A model that writes 'b' until it feels like the end is right about exactly what it would generate."""
@@ -100,14 +108,16 @@ def test_exact_match_is_what_greedy_generation_answers(seed: int) -> None:
         documents.append(question + TOKENIZER.decode(answer))
     fits = [d for d in documents if len(d) + 2 <= 10]
     ended = [d for d in fits if end in list(generate(model, [end, *TOKENIZER.encode(d).tolist()], 1, Sampling(0)))]
-    share, by_kind = Questions(documents, TOKENIZER, "=", 9).exact_match(model, 2)
+    bits, share, by_kind = Questions(documents, TOKENIZER, "=", 9).ask(model, 2)
     assert share == pytest.approx(len(ended) / len(fits))
     kinds = [re.sub(r"[0-9]+", "n", d.partition("=")[0]) for d in fits]
     asked, right = Counter(kinds), Counter(kind for kind, d in zip(kinds, fits, strict=True) if d in ended)
     assert by_kind == ({kind: right[kind] / asked[kind] for kind in asked} if len(asked) > 1 else {})
+    nats = [answer_nats(model, [end, *TOKENIZER.encode(d).tolist(), end], d) for d in fits]
+    assert bits == pytest.approx(sum(n for n, _ in nats) / sum(size for _, size in nats) / math.log(2))
     wrong = [d[:-1] + ("0" if d[-1] != "0" else "1") for d in ended if not d.endswith("=")]
     if wrong:
-        assert Questions(wrong, TOKENIZER, "=", 9).exact_match(model, 2)[0] == 0
+        assert Questions(wrong, TOKENIZER, "=", 9).ask(model, 2).exact_match == 0
     with pytest.raises(InputError, match=r"no held-out document has it and fits into model\.context = 9"):
         Questions(["a", "1+2=" + "3" * 20], TOKENIZER, "=", 9)
 

@@ -16,7 +16,7 @@ from residuum.audit.twin import Twins
 from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.stream import flow
-from residuum.train.batches import spread, windows
+from residuum.train.evaluate import held_out_batch
 from residuum.train.run_folder import RunFolder
 from residuum.train.ternary import sizes
 from residuum.train.text import read_corpus
@@ -24,17 +24,15 @@ from residuum.train.tokenizer import tokenize
 
 
 def audit_run(folder: RunFolder, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Audit:
-    """The newest checkpoint on windows spread over the held-out text, with the training loss but no dropout."""
+    """The newest checkpoint on held-out text, with the training loss but no dropout."""
     if not folder.tokenizer_file.is_file():
         raise InputError(f"{folder.tokenizer_file} is missing: put it back, or look at the run's --structure")
     recipe = folder.recipe
     model = folder.model()
     corpus = read_corpus(recipe.data)
-    held_out = tokenize(folder.tokenizer, corpus.held_out)
-    context = recipe.model.context
-    x, y = windows(held_out, spread(held_out, context, recipe.optim.batch_size), context)
+    x, y = held_out_batch(recipe, tokenize(folder.tokenizer, corpus.held_out), folder.tokenizer)
     measured = flow(model, x, loss=lambda scores: cross_entropy(scores.flatten(0, 1).float(), y.flatten()))
-    name = "next-token cross-entropy on held-out text"
+    name = "next-token cross-entropy on held-out text" + (", of answers alone" if recipe.data.answer else "")
     if corpus.fingerprint != folder.made_with().get("data_fingerprint"):
         name += " (not the run's own: data.source has changed since)"
     measured = replace(measured, loss_name=name)

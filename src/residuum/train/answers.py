@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from residuum.errors import InputError
 from residuum.model import Transformer
@@ -61,9 +62,11 @@ class QuestionBatches:
     """
 
     def __init__(
-        self, tokens: Tokens, counted: NDArray[np.bool_], separator: int, context: int, batch_size: int, seed: int
+        self, tokens: Tokens, tokenizer: Tokenizer, mark: str, context: int, batch_size: int, seed: int
     ) -> None:
-        ends = np.flatnonzero(tokens == separator) + 1
+        self.tokens, self.separator = tokens, tokenizer.separator
+        self.counted = counted = in_answers(tokens, mark_token(tokenizer, mark), self.separator)
+        ends = np.flatnonzero(tokens == self.separator) + 1
         starts = np.concatenate(([0], ends[:-1]))
         answers = np.append(np.flatnonzero(counted), len(tokens))
         first = answers[np.searchsorted(answers, starts)]
@@ -71,7 +74,6 @@ class QuestionBatches:
         if not fit.any():
             raise InputError(f"no answer begins within model.context = {context} tokens of its document: set it higher")
         self.starts, self.ends = starts[fit], ends[fit]
-        self.tokens, self.counted, self.separator = tokens, counted, separator
         self.context, self.batch_size, self.seed = context, batch_size, seed
 
     def at(self, step: int, micro: int = 0, rank: int = 0) -> Batch:
@@ -92,6 +94,17 @@ class QuestionBatches:
         return torch.from_numpy(x), torch.from_numpy(y)
 
 
+class Answered(NamedTuple):
+    """How well questions were answered."""
+
+    bits_per_byte: float
+    """−log₂ p(answer) / bytes, the separator being one."""
+    exact_match: float
+    """The share whose answer is right to the last token, the separator, when each next token is the best."""
+    by_kind: dict[str, float]
+    """The same of each kind, where there are a few: those that differ in nothing but their numbers, such as n+n."""
+
+
 class Questions:
     """The held-out documents that can be asked: those that have the mark and fit into `context` tokens.
 
@@ -100,6 +113,7 @@ class Questions:
 
     def __init__(self, documents: list[str], tokenizer: Tokenizer, mark: str, context: int) -> None:
         sign, end = mark_token(tokenizer, mark), tokenizer.separator
+        self.token_bytes = tokenizer.token_bytes
         self.of_length: dict[tuple[str, int], list[list[int]]] = defaultdict(list)
         self.sign, self.count = sign, 0
         for document in documents[:MOST]:
@@ -115,28 +129,30 @@ class Questions:
             )
 
     @torch.inference_mode()
-    def exact_match(self, model: Transformer, batch_size: int) -> tuple[float, dict[str, float]]:
-        """The share whose answer is right to the last token, the separator, when each next token is the best.
+    def ask(self, model: Transformer, batch_size: int) -> Answered:
+        """Ask all of them, `batch_size` at a time.
 
-        Also of each kind, where there are a few: those that differ in nothing but their numbers, such as n+n.
+        An answer is generated as it is told as long as it is right, so reading the truth once says whether it is.
         """
         was_training, device = model.training, model.embedding.weight.device
         right: Counter[str] = Counter()
         asked: Counter[str] = Counter()
+        nats, size = 0.0, 0
         model.eval()
         for (kind, _), rows in self.of_length.items():
             asked[kind] += len(rows)
             for start in range(0, len(rows), batch_size):
-                right[kind] += self._right(model, torch.tensor(rows[start : start + batch_size], device=device))
+                truth = torch.tensor(rows[start : start + batch_size])
+                x, y = truth[:, :-1], truth[:, 1:]
+                y = y.where((x == self.sign).cumsum(-1) > 0, NOT_COUNTED)  # what follows the first mark
+                size += int(self.token_bytes[y[y != NOT_COUNTED].numpy()].sum())
+                scores, y = model(x.to(device)).float(), y.to(device)
+                nats += float(F.cross_entropy(scores.flatten(0, 1), y.flatten(), reduction="sum"))
+                right[kind] += int(((scores.argmax(-1) == y) | (y == NOT_COUNTED)).all(-1).sum())
         model.train(was_training)
         few = 1 < len(asked) <= KINDS
-        return right.total() / self.count, {kind: right[kind] / asked[kind] for kind in sorted(asked)} if few else {}
-
-    def _right(self, model: Transformer, truth: Int[Tensor, "batch pos"]) -> int:
-        """How many rows a greedy answer continues as they are.
-
-        An answer is generated as it is told as long as it is right, so reading the truth once says the same.
-        """
-        best = model(truth[:, :-1]).argmax(-1)
-        in_answer = (truth[:, :-1] == self.sign).cumsum(-1) > 0  # what follows the first mark, or what follows that
-        return int((~((best != truth[:, 1:]) & in_answer).any(-1)).sum())
+        return Answered(
+            nats / math.log(2) / size,
+            right.total() / self.count,
+            {kind: right[kind] / asked[kind] for kind in sorted(asked)} if few else {},
+        )

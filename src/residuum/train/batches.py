@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from residuum.errors import InputError
-from residuum.model.cross_entropy import NOT_COUNTED
 from residuum.train.tokenizer import Tokens
 
 Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
@@ -32,13 +30,10 @@ class Batches:
         return windows(self.tokens, random.integers(0, last, self.batch_size).tolist(), self.context)
 
 
-def windows(tokens: Tokens, starts: list[int], context: int, counted: NDArray[np.bool_] | None = None) -> Batch:
-    """The windows of `context` tokens that begin at `starts`, and the tokens one place later: −100 if not `counted`."""
+def windows(tokens: Tokens, starts: list[int], context: int) -> Batch:
+    """The windows of `context` tokens that begin at `starts`, and the tokens one place later."""
     rows = np.stack([tokens[start : start + context + 1] for start in starts]).astype(np.int64)
-    x, y = rows[:, :-1].copy(), rows[:, 1:].copy()
-    if counted is not None:
-        y[~np.stack([counted[start + 1 : start + context + 1] for start in starts])] = NOT_COUNTED
-    return torch.from_numpy(x), torch.from_numpy(y)
+    return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
 
 
 def spread(tokens: Tokens, context: int, most: int) -> list[int]:

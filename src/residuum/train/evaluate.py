@@ -8,28 +8,19 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
-from residuum.errors import InputError
 from residuum.model import Transformer
-from residuum.model.cross_entropy import NOT_COUNTED
-from residuum.train.batches import spread, windows
+from residuum.train.answers import QuestionBatches
+from residuum.train.batches import Batch, spread, windows
+from residuum.train.recipe import Recipe
 from residuum.train.tokenizer import Tokenizer, Tokens
 
 
 @torch.inference_mode()
-def bits_per_byte(
-    model: Transformer,
-    tokens: Tokens,
-    tokenizer: Tokenizer,
-    most_tokens: int,
-    batch_size: int,
-    counted: NDArray[np.bool_] | None = None,
-) -> float:
+def bits_per_byte(model: Transformer, tokens: Tokens, tokenizer: Tokenizer, most_tokens: int, batch_size: int) -> float:
     """−log₂ p(text) / bytes over windows spread evenly through `tokens`, at most `most_tokens` of them.
 
-    A document's end counts as one byte, here and in `bigram_bits_per_byte`. Where `counted` says of each token whether
-    it is to be predicted, no other one counts; raises `InputError` if the windows hold none.
+    A document's end counts as one byte, here and in `bigram_bits_per_byte`.
     """
     context = model.config.context
     starts = spread(tokens, context, most_tokens // context)
@@ -37,14 +28,20 @@ def bits_per_byte(
     was_training, nats, size = model.training, 0.0, 0
     model.eval()
     for i in range(0, len(starts), batch_size):
-        x, y = windows(tokens, starts[i : i + batch_size], context, counted)
+        x, y = windows(tokens, starts[i : i + batch_size], context)
         scores = model(x.to(device)).flatten(0, 1).float()
-        nats += float(F.cross_entropy(scores, y.to(device).flatten(), reduction="sum", ignore_index=NOT_COUNTED))
-        size += int(tokenizer.token_bytes[y[y != NOT_COUNTED].numpy()].sum())
+        nats += float(F.cross_entropy(scores, y.to(device).flatten(), reduction="sum"))
+        size += int(tokenizer.token_bytes[y.numpy()].sum())
     model.train(was_training)
-    if not size:
-        raise InputError(f"run.eval_tokens = {most_tokens} of held-out text hold no answer: give more")
     return nats / math.log(2) / size
+
+
+def held_out_batch(recipe: Recipe, tokens: Tokens, tokenizer: Tokenizer) -> Batch:
+    """What is looked at besides the loss: windows spread evenly through held-out text, or rows of its questions."""
+    context, rows = recipe.model.context, recipe.optim.batch_size
+    if recipe.data.answer is not None:
+        return QuestionBatches(tokens, tokenizer, recipe.data.answer, context, rows, seed=0).at(0)
+    return windows(tokens, spread(tokens, context, rows), context)
 
 
 def bigram_bits_per_byte(train: list[str], held_out: list[str]) -> float:

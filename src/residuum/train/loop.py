@@ -21,8 +21,8 @@ from residuum.files import write_whole
 from residuum.model import Sampling, Transformer, generate
 from residuum.model.cross_entropy import NOT_COUNTED
 from residuum.model.experts import MixtureOfExperts
-from residuum.train.answers import QuestionBatches, Questions, in_answers, mark_token
-from residuum.train.batches import Batches, check_length, spread, windows
+from residuum.train.answers import QuestionBatches, Questions
+from residuum.train.batches import Batches, check_length
 from residuum.train.checkpoint import (
     discard_parts,
     list_checkpoints,
@@ -31,7 +31,7 @@ from residuum.train.checkpoint import (
     save_checkpoint,
 )
 from residuum.train.culprit import culprit
-from residuum.train.evaluate import bigram_bits_per_byte, bits_per_byte
+from residuum.train.evaluate import bigram_bits_per_byte, bits_per_byte, held_out_batch
 from residuum.train.gradient_parts import Norms, loss_and_parts
 from residuum.train.optimizer import make_optimizer, set_rates
 from residuum.train.recipe import Recipe
@@ -85,18 +85,15 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     tokenizer = folder.tokenizer if resumed else _new_tokenizer(recipe, corpus)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=tokenizer.vocab_size))
     train_tokens, held_out = tokenize(tokenizer, corpus.train), tokenize(tokenizer, corpus.held_out)
-    check_length(held_out, recipe.model.context)
     context, batch_size, seed = recipe.model.context, recipe.optim.batch_size, recipe.run.seed
-    counted_held_out = questions = None
+    questions = None
     batches: Batches | QuestionBatches
     if (mark := recipe.data.answer) is not None:
-        sign, end = mark_token(tokenizer, mark), tokenizer.separator
-        counted = in_answers(train_tokens, sign, end)
+        batches = QuestionBatches(train_tokens, tokenizer, mark, context, batch_size, seed)
         questions = Questions(corpus.held_out, tokenizer, mark, context)
-        counted_held_out = in_answers(held_out, sign, end)
-        batches = QuestionBatches(train_tokens, counted, end, context, batch_size, seed)
     else:
         batches = Batches(train_tokens, context, batch_size, seed)
+        check_length(held_out, context)
     bigram = None if questions else bigram_bits_per_byte(corpus.train, corpus.held_out)  # which has no questions
     if questions:
         yardstick = f"{questions.count:,} held-out questions are asked"
@@ -105,9 +102,7 @@ def train(folder: RunFolder, recipe: Recipe, progress: Progress | None = None) -
     progress.note(f"{len(train_tokens):,} training tokens; {yardstick}")
     model = new_model(recipe, device)
     progress.note(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}")
-    training = _Training(
-        folder, recipe, model, batches, questions, held_out, counted_held_out, tokenizer, device, progress
-    )
+    training = _Training(folder, recipe, model, batches, questions, held_out, tokenizer, device, progress)
     with folder.locked():
         if folder.recipe_file.exists() != resumed:
             raise InputError(f"another process has begun a run in {folder.path}: choose another --run.dir")
@@ -129,13 +124,12 @@ class _Training:
         batches: Batches | QuestionBatches,
         questions: Questions | None,
         held_out: Tokens,
-        counted: NDArray[np.bool_] | None,
         tokenizer: Tokenizer,
         device: torch.device,
         progress: Progress,
     ) -> None:
         self.folder, self.recipe, self.model, self.batches = folder, recipe, model, batches
-        self.questions, self.held_out, self.counted, self.tokenizer = questions, held_out, counted, tokenizer
+        self.questions, self.held_out, self.tokenizer = questions, held_out, tokenizer
         self.device, self.progress = device, progress
         self.engine = make_engine(recipe.engine, recipe.run.keep, recipe.run.compile)
         self.optimizer = make_optimizer(model, recipe.optim, device)
@@ -177,11 +171,12 @@ class _Training:
             if evaluated and self.flips.maps:
                 line |= self._ternary()
             if evaluated:
-                line["bits_per_byte"] = bits_per_byte(
-                    self.model, self.held_out, self.tokenizer, run.eval_tokens, optim.batch_size, self.counted
-                )
-                if self.questions is not None:
-                    line["exact_match"], kinds = self.questions.exact_match(self.model, optim.batch_size)
+                if self.questions is None:
+                    line["bits_per_byte"] = bits_per_byte(
+                        self.model, self.held_out, self.tokenizer, run.eval_tokens, optim.batch_size
+                    )
+                else:
+                    line["bits_per_byte"], line["exact_match"], kinds = self.questions.ask(self.model, optim.batch_size)
                     if kinds:
                         line["exact_match_by_kind"] = kinds
                 if run.sample_tokens:
@@ -257,9 +252,8 @@ class _Training:
         return mean, length, imbalance if mixtures else None, np.concatenate(targets), parts
 
     def _ternary(self) -> dict[str, Any]:
-        """What ternary maps are and do, on windows of held-out text that are the same at every step."""
-        context = self.recipe.model.context
-        x, y = windows(self.held_out, spread(self.held_out, context, self.recipe.optim.batch_size), context)
+        """What ternary maps are and do, on held-out text that is the same at every step."""
+        x, y = held_out_batch(self.recipe, self.held_out, self.tokenizer)
         x, y = x.to(self.device), y.to(self.device)
         with self._autocast():
             return {
