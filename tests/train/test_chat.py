@@ -6,13 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import tokenizers
 
 from residuum.errors import InputError
 from residuum.model import Sampling
 from residuum.train.chat import Chat
-from residuum.train.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+from residuum.train.tokenizer import ByteTokenizer, CharTokenizer, ImportedTokenizer, Tokenizer
 
 END = ByteTokenizer.separator
+
+
+def shown(tokenizer: Tokenizer, tokens: Sequence[int], separator: str) -> str:
+    return "".join(separator if t == tokenizer.separator else tokenizer.bytes_of(t).decode() for t in tokens)
 
 
 class Player:
@@ -29,7 +34,7 @@ class Player:
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         self.read_so_far += tokens
-        seen = "".join("\0" if t == self.tokenizer.separator else self.tokenizer.decode([t]) for t in self.read_so_far)
+        seen = shown(self.tokenizer, self.read_so_far, "\0")
         scores = np.zeros(self.tokenizer.vocab_size, np.float32)
         for cue, line in self.script.items():
             told = cue + line
@@ -57,8 +62,7 @@ def said(chat: Chat, line: str) -> str:
 
 def read(chat: Chat) -> str:
     """The whole text, with · for the separator."""
-    tokens, tokenizer = chat.text.tokens, chat.tokenizer
-    return "".join("·" if token == tokenizer.separator else tokenizer.decode([token]) for token in tokens)
+    return shown(chat.tokenizer, chat.text.tokens, "·")
 
 
 def test_a_question_is_a_document() -> None:
@@ -88,6 +92,20 @@ def test_a_text_of_words_has_no_lines() -> None:
     chat = chat_with({"al": "ice\0", "e": "li\0"}, CharTokenizer("aceil"))
     assert [said(chat, "al"), said(chat, "e")] == ["ice", "li"]
     assert read(chat) == "·alice·eli·"
+
+
+def test_a_space_that_is_not_decoded_is_no_reason_to_read_again() -> None:
+    words = [("<s>", 0.0), *((letter, -2.0) for letter in "▁adehlo\n")]
+    inner = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=0))
+    inner.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    inner.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(" ", 1, 0)]
+    )
+    chat = chat_with({"hal\n": " hello\0", "do\n": " ah\0"}, ImportedTokenizer(inner, len(words), 0, [0]))
+    before = chat.decoder.times_forgotten
+    assert [said(chat, line) for line in ("hal", "do")] == [" hello", " ah"]
+    assert read(chat) == "·hal\n hello·do\n ah·"
+    assert chat.decoder.times_forgotten == before
 
 
 def test_a_stop_text_is_neither_said_nor_read() -> None:

@@ -58,8 +58,10 @@ class Chat:
         for piece in pieces(self._drawn(), self.tokenizer, self.stop):
             said += piece
             yield piece
-        drawn = [token for token in self.text.tokens[start:] if token not in self.tokenizer.ends]
-        if self.tokenizer.decode(drawn) != said:  # a stop text is not said, so it must not be read either
+        drawn = (token for token in self.text.tokens[start:] if token not in self.tokenizer.ends)
+        # Joined as `pieces` does: some tokenizers decode a text without the space that it begins with.
+        if b"".join(map(self.tokenizer.bytes_of, drawn)).decode(errors="replace") != said:
+            # A stop text is not said, so it must not be read either.
             self._begin([*self.text.tokens[:start], *self.tokenizer.encode(said).tolist()])
 
     def interrupt(self) -> None:

@@ -11,7 +11,7 @@ from residuum.train.tokenizer import Tokenizer
 def pieces(tokens: Iterable[int], tokenizer: Tokenizer, stop: Sequence[str] = ()) -> Iterator[str]:
     """What `tokens` say up to one that ends a text or the first text of `stop`, each piece as soon as it is certain.
 
-    Together they are what the tokenizer decodes, however tokens cut the text: bytes wait for the rest of their
+    Together they are the tokens' bytes as UTF-8, however tokens cut the text: bytes wait for the rest of their
     character, and what may be the beginning of a stop text waits for the rest of that.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
