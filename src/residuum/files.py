@@ -69,6 +69,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def check_free(path: Path, setting: str) -> None:
+    """Raises `InputError`, with the `setting` to choose anew, if anything is at `path`, be it a link to nothing."""
+    if os.path.lexists(path):
+        raise InputError(f"{path} is there already: choose another {setting}")
+
+
 def cannot_write(path: Path, error: OSError) -> InputError:
     """The one line for a disk that refused."""
     return InputError(f"cannot write {path}: {error.strerror or error}: make room or choose another place")

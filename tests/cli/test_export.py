@@ -50,6 +50,12 @@ def test_ternary_weights_become_one_file(tmp_path: Path, text_folder: Path, caps
     run, out = tmp_path / "run", tmp_path / "weights.safetensors"
     command = ["train", "quick", "--run.dir", str(run), "--data.source", str(text_folder), *TINY]
     assert main([*command, "--model.linear", "ternary"]) in (0, 1)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / "nowhere")
+    capsys.readouterr()
+    assert main(["export", str(run), "--to", "safetensors", "--out", str(link)]) == 2
+    assert "is there already: choose another --out" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
     assert main(["export", str(run), "--to", "safetensors", "--out", str(out)]) == 0
     packed, tokenizer, answer = load(out)
     assert answer is None

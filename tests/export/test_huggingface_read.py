@@ -24,6 +24,7 @@ from residuum.model.quantise import ternary
 from residuum.train import RunFolder
 from residuum.train.pieces import pieces
 from residuum.train.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, ImportedTokenizer, Tokenizer
+from residuum.train.recipe import RunConfig
 
 BPE = BPETokenizer.learn(["the stream carries every value forward\n"] * 3, 290)
 
@@ -281,7 +282,10 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--run\.dir is missing"):
         import_run(folder, recipe)
     (tmp_path / "run").mkdir()
-    assert main(["import", str(folder), "--run.dir", str(tmp_path / "run")]) == 2
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for taken in ("run", "link"):
+        with pytest.raises(InputError, match=r"is there already: choose another --run\.dir"):
+            import_run(folder, replace(recipe, run=RunConfig(dir=str(tmp_path / taken))))
 
 
 def test_a_lost_first_checkpoint_is_no_random_start(folder: Path, tmp_path: Path, text_folder: Path) -> None:

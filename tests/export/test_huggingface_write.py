@@ -207,6 +207,22 @@ def test_nothing_is_written_of_what_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("taken", ["folder", "file", "link"])
+def test_what_is_there_is_not_replaced(tmp_path: Path, taken: str) -> None:
+    out = tmp_path / "out"
+    if taken == "folder":
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+    elif taken == "file":
+        out.write_text("years of work")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="is there already: choose another out"):
+        write(model(), BPE, out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_an_imported_tokenizer_goes_out_again(transformers: Any, tmp_path: Path) -> None:
     write(model(), BPE, tmp_path / "first")
     written = json.loads((tmp_path / "first" / "tokenizer.json").read_text())

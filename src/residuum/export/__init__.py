@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 from residuum.errors import InputError
+from residuum.files import check_free
 from residuum.train import RunFolder
 
 FORMATS = {
@@ -20,8 +21,7 @@ def export(folder: RunFolder, to: str, out: Path, kind: str | None = None) -> st
     `kind` is how GGUF stores the maps; None chooses. Raises `InputError`, before anything is written, where `out` is
     taken or the format cannot hold the model.
     """
-    if out.exists():
-        raise InputError(f"{out} is there already: choose another --out")
+    check_free(out, "--out")
     if kind is not None and to != "gguf":
         raise InputError(f"--type {kind} goes with --to gguf: leave it away")
     written: str = import_module(FORMATS[to]).export(folder, out, *([] if kind is None else [kind]))

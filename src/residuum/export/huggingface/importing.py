@@ -10,7 +10,7 @@ import torch
 from residuum.errors import InputError
 from residuum.export.huggingface.read import model_config, read_model, read_tokenizer
 from residuum.export.huggingface.source import Source
-from residuum.files import whole_folder, write_whole
+from residuum.files import check_free, whole_folder, write_whole
 from residuum.train import Recipe, RunFolder
 from residuum.train.checkpoint import save_checkpoint
 from residuum.train.optimizer import make_optimizer
@@ -36,8 +36,12 @@ def import_run(path: Path, recipe: Recipe) -> RunFolder:
     if recipe.run.dir is None:
         raise InputError("--run.dir is missing: give the folder that the run is to be")
     run = Path(recipe.run.dir)
-    if run.exists():
-        raise InputError(f"{run} is there already: choose another --run.dir")
+    check_free(run, "--run.dir")
+    if recipe.twin:
+        raise InputError(
+            "twin = true is nothing for imported weights, whose full-precision twin would begin with random ones: "
+            "leave --twin away"
+        )
     _check_given(recipe, recipe_of(path), path)
     source = Source(path)
     tokenizer = read_tokenizer(source)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from residuum.export.huggingface.shapes import Shape, shape_of
 from residuum.export.huggingface.tokenizer import tokenizer_files
-from residuum.files import whole_folder
+from residuum.files import check_free, whole_folder
 from residuum.model import ModelConfig, Transformer
 from residuum.train import RunFolder
 from residuum.train.tokenizer import Tokenizer
@@ -24,7 +24,11 @@ def export(folder: RunFolder, out: Path) -> str:
 
 
 def write(model: Transformer, tokenizer: Tokenizer, out: Path) -> str:
-    """The same for a model and its tokenizer, with which an encoder, too, can be written. `out` is replaced."""
+    """The same for a model and its tokenizer, with which an encoder, too, can be written.
+
+    Raises `InputError`, before anything is written, also where `out` is taken.
+    """
+    check_free(out, "out")
     shape = shape_of(model.config)
     tensors = {name: tensor.contiguous() for name, tensor in shape.tensors(model).items()}
     files = _files(shape, model.config, tokenizer)
