@@ -162,7 +162,7 @@ def test_a_map_of_zeros_stays_one(folder: Path) -> None:
     [
         ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "is of a LlamaForCausalLM"),
         ({"architectures": ["BitNetModel"]}, "is of a BitNetModel"),
-        ({"auto_map": {"AutoModel": "code.Model"}}, "code of its own"),
+        ({"auto_map": {"AutoModel": "code.Model"}, "model_type": "bitnet_like"}, "code of its own"),
         ({"quantization_config": None}, "no quantization_config"),
         ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm"),
         (

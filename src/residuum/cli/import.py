@@ -8,6 +8,7 @@ from pathlib import Path
 from residuum.cli.options import parse
 from residuum.errors import InputError
 from residuum.export.huggingface.importing import import_run, recipe_of
+from residuum.export.huggingface.source import Source
 from residuum.train import Recipe
 
 USAGE = """Make a run of a BitNetForCausalLM that transformers wrote: packed ternary weights of either class of its
@@ -28,5 +29,9 @@ def main(args: list[str]) -> int:
     recipe = parse(Recipe, args[1:] if given else args, f"import {source or 'FOLDER'}", default, USAGE)
     assert source is not None  # without it parse has printed the help and left
     run = import_run(source, recipe).path
-    print(f"wrote {run}: residuum generate {run} --prompt TEXT, or residuum train --resume {run} to go on training it")
+    own_code = "; code of the folder's own (auto_map) was not looked at" if "auto_map" in Source(source).config else ""
+    print(
+        f"wrote {run}: residuum generate {run} --prompt TEXT, or residuum train --resume {run} to go on training it"
+        + own_code
+    )
     return 0
