@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,10 @@ from residuum.export.huggingface.source import Source
 from residuum.model import ModelConfig, Sampling, Transformer, generate
 from residuum.model.linear import BitLinear
 from residuum.model.quantise import ternary
-from residuum.train import RunFolder
+from residuum.train import RunFolder, train, train_twin
 from residuum.train.pieces import pieces
-from residuum.train.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, ImportedTokenizer, Tokenizer
 from residuum.train.recipe import RunConfig
+from residuum.train.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, ImportedTokenizer, Tokenizer
 
 BPE = BPETokenizer.learn(["the stream carries every value forward\n"] * 3, 290)
 
@@ -267,6 +268,7 @@ def test_a_damaged_folder_is_refused(
         (["--model.d-model", "48"], "model.d_model is what"),
         (["--model.context", "64"], "model.context is more than"),
         (["--data.tokenizer", "byte"], "data.tokenizer is what"),
+        (["--twin"], "twin = true is nothing for imported weights"),
     ],
 )
 def test_what_the_folder_decides_cannot_be_chosen(
@@ -275,6 +277,7 @@ def test_what_the_folder_decides_cannot_be_chosen(
     command = ["import", str(folder), "--run.dir", str(tmp_path / "run"), "--data.source", str(text_folder), *more]
     assert main(command) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
@@ -288,11 +291,55 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
             import_run(folder, replace(recipe, run=RunConfig(dir=str(tmp_path / taken))))
 
 
-def test_a_lost_first_checkpoint_is_no_random_start(folder: Path, tmp_path: Path, text_folder: Path) -> None:
-    run = imported(folder, tmp_path / "run", text_folder)
-    (run.checkpoints / "step_00000000" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="import the model again"):
+SHORT = ["--run.steps", "2", "--run.checkpoint-every", "1", "--run.keep-checkpoints", "1", "--optim.batch-size", "2",
+         "--run.sample-tokens", "0", "--run.eval-tokens", "200", "--model.context", "16"]  # fmt: skip
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_lost_checkpoint_is_no_random_start(
+    folder: Path, tmp_path: Path, text_folder: Path, capsys: Any, trained: bool
+) -> None:
+    run = imported(folder, tmp_path / "run", text_folder, *SHORT)
+    if trained:
+        train(run, run.recipe)
+    (only,) = run.checkpoints.iterdir()
+    assert only.name == ("step_00000002" if trained else "step_00000000")
+    again = re.escape(f"import the model again with residuum import {folder} --run.dir ANOTHER")
+    (only / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=rf"damaged \(its checksum differs\): {again}"):
         run.model()
+    shutil.rmtree(only)
+    with pytest.raises(InputError, match=rf"has no checkpoint left: {again}"):
+        run.model()
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run.path)]) == 2
+    assert "has no checkpoint left" in capsys.readouterr().err
+    assert not list(run.checkpoints.iterdir())
+
+
+def test_another_run_of_an_imported_one_is_imported_too(folder: Path, tmp_path: Path, text_folder: Path) -> None:
+    text = shutil.copytree(text_folder, tmp_path / "text")
+    run = imported(folder, tmp_path / "run", text)
+    (text / "more.txt").write_text("more\n")
+    with pytest.raises(InputError, match=re.escape(f"a new run with residuum import {folder} --run.dir ANOTHER")):
+        train(run, run.recipe)
+
+
+def test_an_imported_run_has_no_twin(folder: Path, tmp_path: Path, text_folder: Path) -> None:
+    run = imported(folder, tmp_path / "run", text_folder)
+    with pytest.raises(InputError, match="began with imported weights, as no twin would"):
+        train_twin(run)
+    assert not run.twin.path.exists()
+
+
+def test_code_of_its_own_is_not_looked_at(folder: Path, tmp_path: Path, text_folder: Path, capsys: Any) -> None:
+    said = "code of the folder's own (auto_map) was not looked at"
+    imported(folder, tmp_path / "plain", text_folder)
+    assert said not in capsys.readouterr().out
+    change(folder, auto_map={"AutoModelForCausalLM": "modeling_bitnet.BitNetForCausalLM"})
+    (folder / "modeling_bitnet.py").write_text("raise SystemExit('run')\n")
+    imported(folder, tmp_path / "run", text_folder)
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ours", [ByteTokenizer(), CharTokenizer("\n abcdé日🎉"), BPE], ids=["byte", "char", "bpe"])

@@ -94,6 +94,14 @@ def test_without_another_checkpoint_the_mend_is_the_start(saved: Path) -> None:
     (saved / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="to go on from the start"):
         newest_checkpoint(saved.parent)
+    with pytest.raises(InputError, match=r"damaged \(its checksum differs\): begin again"):
+        newest_checkpoint(saved.parent, "begin again")
+
+
+def test_with_another_checkpoint_there_is_no_need_to_begin_again(saved: Path) -> None:
+    (saved / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="to go on from step_00000003"):
+        newest_checkpoint(saved.parent, "begin again")
 
 
 def test_weights_of_another_shape_are_refused(saved: Path) -> None:

@@ -75,18 +75,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_" + 8 * "[0-9]") if path.is_dir())
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, verified byte for byte; None if there is none. Raises `InputError` if it is damaged."""
+def newest_checkpoint(folder: Path, restart: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint, verified byte for byte; None if there is none. Raises `InputError` if it is damaged.
+
+    `restart` is what to do where there is no older one; None deletes it, to go on from the start.
+    """
     found = list_checkpoints(folder)
-    return verify_checkpoint(found[-1]) if found else None
+    return verify_checkpoint(found[-1], restart) if found else None
 
 
-def verify_checkpoint(path: Path) -> Checkpoint:
+def verify_checkpoint(path: Path, restart: str | None = None) -> Checkpoint:
     """Raises `InputError` naming the file if one is missing or holds another byte than was written."""
     before = [other for other in list_checkpoints(path.parent) if other < path]
-    mend = f"delete {path} to go on from " + (before[-1].name if before else "the start")
-    if path.name == step_name(0):  # nothing but an import writes one: without it the start would be random
-        mend = "import the model again"
+    mend = f"delete {path} to go on from {before[-1].name if before else 'the start'}"
+    if restart is not None and not before:
+        mend = restart
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         whole = state["schema"] == SCHEMA and state.pop("checksum") == _checksum(state)

@@ -291,7 +291,7 @@ class _Training:
         return Diverged(
             f"training diverged at step {done} (loss {loss:.3g}, gradient norm {norm:.3g}): {found}; {saved}; "
             f"start a new run with a lower optim.lr ({optim.lr:g}) or a longer optim.warmup ({optim.warmup}): "
-            f"residuum train {self.folder.recipe_file} --run.dir ANOTHER --optim.lr {lr}{low}",
+            f"{self.folder.anew} --optim.lr {lr}{low}",
             done,
         )
 
@@ -326,15 +326,13 @@ def _same_data(folder: RunFolder, corpus: Corpus) -> None:
     if fingerprint != corpus.fingerprint:
         raise InputError(
             f"the text of data.source is not what {folder.path} was trained on: restore it, or start a new run with "
-            f"residuum train {folder.recipe_file} --run.dir ANOTHER"
+            f"{folder.anew}"
         )
 
 
 def _same_code(folder: RunFolder) -> None:
     if changed := folder.changed_code():
-        raise InputError(
-            f"{changed}: restore it, or start a new run with residuum train {folder.recipe_file} --run.dir ANOTHER"
-        )
+        raise InputError(f"{changed}: restore it, or start a new run with {folder.anew}")
 
 
 def _device(name: str) -> torch.device:

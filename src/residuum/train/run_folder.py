@@ -109,8 +109,11 @@ class RunFolder:
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.tokenizer_file)
 
-    def write_recipe(self, recipe: Recipe, fingerprint: str) -> None:
-        """The recipe as it was run, with what made it: enough to repeat the run, or to see why it cannot be."""
+    def write_recipe(self, recipe: Recipe, fingerprint: str, imported: Path | None = None) -> None:
+        """The recipe as it was run, with what made it: enough to repeat the run, or to see why it cannot be.
+
+        `imported` is where its first weights came from, if not from the seed.
+        """
         made_with = {
             "residuum": version("residuum"),
             "torch": version("torch"),
@@ -120,14 +123,23 @@ class RunFolder:
         }
         if (code := code_of(recipe.model.residual)) is not None:
             made_with["connection"] = code
+        if imported is not None:
+            made_with["imported"] = os.fsencode(imported).decode(errors="replace")  # a name need not be UTF-8
         content = as_dict(recipe)
         content["run"].pop("dir", None)  # where it happened to be is not what it takes to repeat it
         write_whole(self.recipe_file, tomli_w.dumps({**content, "made_with": made_with}))
 
     def made_with(self) -> dict[str, str]:
-        """What recipe.toml says of versions, data and the code of a connection of one's own."""
+        """What recipe.toml says of versions, data, the code of a connection of one's own and imported weights."""
         found = tomllib.loads(self.recipe_file.read_text(encoding="utf-8-sig")).get("made_with")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def anew(self) -> str:
+        """The command for another run that begins as this one did: an imported one's recipe would do so at random."""
+        imported = self.made_with().get("imported")
+        verb = f"train {self.recipe_file}" if imported is None else f"import {imported}"
+        return f"residuum {verb} --run.dir ANOTHER"
 
     def changed_code(self) -> str | None:
         """A sentence where the run's residual connection is somebody's own and its file is not what it was then."""
@@ -141,14 +153,20 @@ class RunFolder:
         return {path.name: sha256_of(path) for path in (self.recipe_file, self.tokenizer_file)}
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint. Raises `InputError` if it is damaged, or recipe or tokenizer are not its own."""
-        checkpoint = newest_checkpoint(self.checkpoints)
+        """The newest checkpoint; None where the start is the seed's and there is none yet.
+
+        Raises `InputError` if it is damaged, recipe or tokenizer are not its own, or an imported run has none.
+        """
+        again = f"import the model again with {self.anew}" if "imported" in self.made_with() else None
+        checkpoint = newest_checkpoint(self.checkpoints, again)
+        if checkpoint is None and again is not None:
+            raise InputError(f"{self.path} began with imported weights and has no checkpoint left: {again}")
         if checkpoint is not None:
             for name, digest in self.made_from().items():
                 if checkpoint.made_from.get(name) != digest:
                     raise InputError(
                         f"{self.path / name} is not the one that {checkpoint.path.name} was trained with: restore "
-                        f"it, or start a new run with residuum train {self.recipe_file} --run.dir ANOTHER"
+                        f"it, or start a new run with {self.anew}"
                     )
         return checkpoint
 

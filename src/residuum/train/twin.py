@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.model import Transformer
 from residuum.train.loop import Progress, Silent, train
@@ -12,8 +13,11 @@ def train_twin(folder: RunFolder, progress: Progress | None = None) -> Transform
     """Train the twin of the run `folder` in `folder.twin`, from its newest checkpoint or the start, to the last step.
 
     Tokens, the batch of every step and the first weights are the run's own; what differs is `Recipe.full_precision`'s.
-    Raises `InputError` where text or code are no longer what the run was trained with.
+    Raises `InputError` where text or code are no longer what the run was trained with, or its first weights were
+    imported, which the twin's are not.
     """
+    if "imported" in folder.made_with():
+        raise InputError(f"{folder.path} began with imported weights, as no twin would: train one of a recipe's run")
     progress, twin = progress or Silent(), folder.twin
     with folder.locked():
         if not twin.recipe_file.exists():

@@ -50,7 +50,7 @@ def import_run(path: Path, recipe: Recipe) -> RunFolder:
     with whole_folder(run) as part:
         folder = RunFolder(part)
         write_whole(folder.tokenizer_file, tokenizer.to_json())
-        folder.write_recipe(recipe, corpus.fingerprint)
+        folder.write_recipe(recipe, corpus.fingerprint, imported=path)
         optimizer = make_optimizer(model, recipe.optim, torch.device("cpu"))
         save_checkpoint(folder.checkpoints, 0, model, optimizer, {}, folder.made_from(), keep=1)
     return RunFolder(run)
