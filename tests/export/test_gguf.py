@@ -12,12 +12,12 @@ import torch
 
 from residuum.errors import InputError
 from residuum.export.gguf import check, export
-from residuum.export.gguf_vocabulary import SEPARATOR, vocabulary
+from residuum.export.gguf_vocabulary import vocabulary
 from residuum.model import ModelConfig, Sampling, generate
 from residuum.model.quantise import ternary
 from residuum.train import RunFolder, load_recipe, train
 from residuum.train.recipe import as_dict, recipe_from
-from residuum.train.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from residuum.train.tokenizer import SEPARATOR, BPETokenizer, ByteTokenizer, CharTokenizer
 
 gguf = pytest.importorskip("gguf", reason="because the extra gguf is not installed")
 

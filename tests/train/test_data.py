@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from residuum.train.tokenizer import (
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
+    byte_level_alphabet,
     load_tokenizer,
     make_tokenizer,
     tokenize,
@@ -118,6 +120,16 @@ def test_byte_tokens_are_utf8(text: str) -> None:
 def test_bpe_reads_what_it_never_saw(text: str) -> None:
     tokenizer = BPETokenizer.learn(DOCUMENTS, 262)
     assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
+
+
+def test_the_byte_level_alphabet_is_that_of_the_tokenizers_package() -> None:
+    byte_of, theirs = byte_level_alphabet(), tokenizers.pre_tokenizers.ByteLevel
+    assert set(byte_of) == set(theirs.alphabet())
+    assert sorted(byte_of.values()) == list(range(256))
+    text = "".join(map(chr, [*range(0x800), 0x800, 0xFFFD, 0x10000, 0x10FFFF]))
+    (spelled, _), *more = theirs(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    assert not more
+    assert bytes(byte_of[character] for character in spelled) == text.encode()
 
 
 def test_char_names_the_character_it_does_not_know() -> None:

@@ -6,10 +6,14 @@ import json
 from typing import NamedTuple
 
 from residuum.errors import InputError
-from residuum.train.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
-
-SEPARATOR = "<|separator|>"
-"""What the separator is called. A text that holds these characters does not hold the separator."""
+from residuum.train.tokenizer import (
+    SEPARATOR,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    byte_level_alphabet,
+)
 
 NO_TEXT = "ÿ ÿ"
 """A merge that no text asks for: ÿ stands for the byte 255, which UTF-8 has not. llama.cpp wants at least one merge."""
@@ -29,7 +33,8 @@ class Vocabulary(NamedTuple):
 def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     """The `Vocabulary` that cuts text as `tokenizer` does. Raises `InputError` where there is none."""
     if isinstance(tokenizer, ByteTokenizer):
-        return Vocabulary("gpt2", [*_byte_names(), SEPARATOR], [NO_TEXT])
+        byte_of = byte_level_alphabet()
+        return Vocabulary("gpt2", [*sorted(byte_of, key=byte_of.__getitem__), SEPARATOR], [NO_TEXT])
     if isinstance(tokenizer, CharTokenizer):
         return _of_characters(tokenizer.alphabet)
     if not isinstance(tokenizer, BPETokenizer):
@@ -51,10 +56,3 @@ def _of_characters(alphabet: str) -> Vocabulary:
                 "data.tokenizer = 'byte' or 'bpe'"
             )
     return Vocabulary("llama", [*alphabet.replace(" ", SPACE), SEPARATOR], [])
-
-
-def _byte_names() -> list[str]:
-    """GPT-2's character for each byte: a printable one for itself, the others moved to 256 and on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -17,6 +17,9 @@ from residuum.train.recipe import DataConfig
 
 Tokens = NDArray[np.int32]
 
+SEPARATOR = "<|separator|>"
+"""What the separator is called in files. A text that holds these characters does not hold the separator."""
+
 
 class Tokenizer(Protocol):
     """Text to tokens and back. `token_bytes[t]` is how many bytes of text token t stands for, 1 for the separator.
@@ -99,7 +102,7 @@ class BPETokenizer:
         self._inner = inner
         self._inner.encode_special_tokens = True  # the separator's name, should a text hold it, is text
         self.vocab_size = inner.get_vocab_size()
-        byte_of = _byte_level_alphabet()
+        byte_of = byte_level_alphabet()
         spelled = (inner.id_to_token(t) or "" for t in range(1, self.vocab_size))
         self._bytes = [b"\n", *(bytes(byte_of[c] for c in characters) for characters in spelled)]
         self.token_bytes = np.array([len(of_token) for of_token in self._bytes], np.int64)
@@ -112,7 +115,7 @@ class BPETokenizer:
         inner.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=["<|separator|>"],
+            special_tokens=[SEPARATOR],
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
@@ -216,6 +219,16 @@ def tokenize(tokenizer: Tokenizer, documents: Iterable[str]) -> Tokens:
     return np.concatenate(parts)
 
 
+def byte_level_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level token stands for, as GPT-2 has it.
+
+    Bytes that Latin-1 prints are themselves, the others are characters from 256 on.
+    """
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
 def _first_bytes(documents: list[str], most: int) -> Iterable[str]:
     total = 0
     for document in documents:
@@ -229,22 +242,12 @@ def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is damaged ({error}): restore it from a copy of the run")
 
 
-def _byte_level_alphabet() -> dict[str, int]:
-    """The byte that each character of a byte-level token stands for, as GPT-2 has it.
-
-    Bytes that Latin-1 prints are themselves, the others are characters from 256 on.
-    """
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _bytes_as_decoded(inner: tokenizers.Tokenizer, vocab_size: int) -> list[bytes]:
     """Of each token the bytes that it adds to a text; none where there is no such token."""
     written = json.loads(inner.to_str())
     byte_level = (written["decoder"] or {}).get("type") == "ByteLevel"
     added = {token["id"]: token["content"] for token in written["added_tokens"]}
-    byte_of = _byte_level_alphabet()
+    byte_of = byte_level_alphabet()
 
     def bytes_of(token: int) -> bytes:
         name = inner.id_to_token(token) or ""

@@ -7,9 +7,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from residuum.train.tokenizer import SEPARATOR, byte_level_alphabet
 from residuum.train.tokenizer import Tokenizer as Ours
-
-SEPARATOR = "<|separator|>"
 
 
 def tokenizer_files(ours: Ours, context: int, causal: bool) -> dict[str, dict[str, Any]]:
@@ -49,8 +48,7 @@ def _inner(content: dict[str, Any]) -> Tokenizer:
 
 def _bytes() -> Tokenizer:
     """Byte pairs of which none is merged."""
-    vocab = {character: byte for byte, character in _byte_characters().items()}
-    inner = Tokenizer(models.BPE(vocab={**vocab, SEPARATOR: 256}, merges=[]))
+    inner = Tokenizer(models.BPE(vocab={**byte_level_alphabet(), SEPARATOR: 256}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     return inner
@@ -63,10 +61,3 @@ def _characters(alphabet: str) -> Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
     return inner
-
-
-def _byte_characters() -> dict[int, str]:
-    """What the byte-level alphabet writes a byte as: the character itself where it can be seen, else one past 255."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {**{byte: chr(byte) for byte in shown}, **{byte: chr(256 + i) for i, byte in enumerate(hidden)}}
