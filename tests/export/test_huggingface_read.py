@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from residuum.cli import main
 from residuum.errors import InputError
-from residuum.export.huggingface import bitnet, write
+from residuum.export.huggingface import write
 from residuum.export.huggingface.importing import import_run, recipe_of
 from residuum.export.huggingface.read import read_model, read_tokenizer
 from residuum.export.huggingface.source import Source
 from residuum.model import ModelConfig, Sampling, Transformer, generate
 from residuum.model.linear import BitLinear
 from residuum.model.quantise import ternary
+from residuum.packed.weights import fields
 from residuum.train import RunFolder, train, train_twin
 from residuum.train.pieces import pieces
 from residuum.train.recipe import RunConfig
@@ -118,7 +119,9 @@ def test_a_model_of_theirs_says_the_same(transformers: Any, tmp_path: Path, form
         for name, weight in load_file(tmp_path / "model.safetensors").items():
             if "_proj" in name:
                 levels, step = ternary(weight)
-                found[name] = levels if form == "offline-levels" else bitnet.pack(levels.to(torch.int8))
+                found[name] = (
+                    levels if form == "offline-levels" else torch.from_numpy(fields(levels.to(torch.int8).numpy()))
+                )
                 found[f"{name}_scale"] = (1 / step if form == "bitlinear" else step).reshape(1)
         change_weights(tmp_path, **found)
     theirs = transformers.BitNetForCausalLM.from_pretrained(tmp_path, local_files_only=True)

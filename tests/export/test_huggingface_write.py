@@ -16,6 +16,7 @@ from residuum.errors import InputError
 from residuum.export.huggingface import bitnet, write
 from residuum.export.huggingface.shapes import shape_of
 from residuum.model import ModelConfig, Sampling, Transformer, generate
+from residuum.model.quantise import ternary
 from residuum.train.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
 LLAMA: dict[str, Any] = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu"}
@@ -165,13 +166,14 @@ def test_bytes_outside_utf8_are_shown_the_same(readers: dict[str, tuple[Tokenize
     assert theirs.decode(broken) == ours.decode(broken)
 
 
+@torch.no_grad()
 def test_four_levels_share_a_byte() -> None:
-    levels = torch.randint(-1, 2, (12, 5)).to(torch.int8)
-    packed = bitnet.pack(levels)
-    assert packed.shape == (3, 5)
-    assert torch.equal(bitnet.unpack(packed), levels.float())
-    row = torch.tensor([[-1], [0], [1], [1]], dtype=torch.int8)
-    assert bitnet.pack(row).tolist() == [[0b10_10_01_00]]
+    ours = model(**BITNET)
+    written = bitnet.tensors(ours)["model.layers.1.self_attn.q_proj.weight"]
+    levels = ternary(ours.blocks[1].attn.q.weight)[0]
+    assert (written.dtype, written.shape) == (torch.uint8, (6, 24))
+    for i in range(4):
+        assert torch.equal((written >> 2 * i & 3).float() - 1, levels[6 * i : 6 * i + 6])
 
 
 @pytest.mark.parametrize(

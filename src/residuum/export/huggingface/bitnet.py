@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from residuum.errors import InputError
@@ -20,6 +19,7 @@ from residuum.export.huggingface.names import renamed, weights
 from residuum.model import ModelConfig, Transformer
 from residuum.model.linear import BitLinear
 from residuum.model.quantise import ternary
+from residuum.packed.weights import fields
 
 PER_BYTE = 4
 
@@ -65,19 +65,8 @@ def tensors(model: Transformer) -> dict[str, Tensor]:
         theirs = renamed(name, MODULES)
         if name in maps:
             levels, step = ternary(weight)
-            found[theirs] = pack(levels.to(torch.int8))
+            found[theirs] = torch.from_numpy(fields(levels.to("cpu", torch.int8).numpy()))
             found[f"{theirs}_scale"] = (1 / step).reshape(1)
         else:
             found[theirs] = weight
     return found
-
-
-def pack(levels: Int8[Tensor, "d_out d_in"]) -> UInt8[Tensor, "rows d_in"]:
-    """−1, 0 and 1 as bytes of four each; d_out is a multiple of 4."""
-    a, b, c, d = (levels + 1).to(torch.uint8).chunk(PER_BYTE)
-    return a | b << 2 | c << 4 | d << 6
-
-
-def unpack(packed: UInt8[Tensor, "rows d_in"]) -> Float[Tensor, "d_out d_in"]:
-    """`pack` undone; a byte that it does not write gives a 2."""
-    return torch.cat([packed >> 2 * i & 3 for i in range(PER_BYTE)]).float() - 1

@@ -16,6 +16,7 @@ from residuum.export.huggingface.source import CONFIG, Source
 from residuum.model import ModelConfig, Transformer
 from residuum.model.linear import BitLinear
 from residuum.model.quantise import LEAST
+from residuum.packed.reference import unpacked
 from residuum.train.tokenizer import ImportedTokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -182,7 +183,7 @@ def _latent(weight: Tensor, size: float, what: str) -> Tensor:
     `ternary` takes mean|W| for the size, so W = levels · size / p, with p the share of levels that are not 0; as p ≤ 1,
     each entry rounds back to its level.
     """
-    levels = weight.float() if weight.is_floating_point() else bitnet.unpack(weight)
+    levels = weight.float() if weight.is_floating_point() else torch.from_numpy(unpacked(weight.numpy())).float()
     if not ((levels == -1) | (levels == 0) | (levels == 1)).all():
         raise InputError(f"{what} holds more than −1, 0 and 1: write it anew")
     nonzero = int(levels.count_nonzero())
