@@ -315,9 +315,16 @@ def test_a_lost_checkpoint_is_no_random_start(
     with pytest.raises(InputError, match=rf"has no checkpoint left: {again}"):
         run.model()
     capsys.readouterr()
-    assert main(["train", "--resume", str(run.path)]) == 2
+    assert main(["train", "--resume", str(run.path)]) == 2  # and not from the seed
     assert "has no checkpoint left" in capsys.readouterr().err
     assert not list(run.checkpoints.iterdir())
+
+
+def test_a_recipe_that_is_none_is_one_line(folder: Path, tmp_path: Path, text_folder: Path) -> None:
+    run = imported(folder, tmp_path / "run", text_folder)
+    run.recipe_file.write_text("[run\n")
+    with pytest.raises(InputError, match=r"recipe\.toml cannot be read .*: restore the run's own file"):
+        run.model()
 
 
 def test_another_run_of_an_imported_one_is_imported_too(folder: Path, tmp_path: Path, text_folder: Path) -> None:

@@ -131,7 +131,10 @@ class RunFolder:
 
     def made_with(self) -> dict[str, str]:
         """What recipe.toml says of versions, data, the code of a connection of one's own and imported weights."""
-        found = tomllib.loads(self.recipe_file.read_text(encoding="utf-8-sig")).get("made_with")
+        try:
+            found = tomllib.loads(self.recipe_file.read_text(encoding="utf-8-sig")).get("made_with")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.recipe_file} cannot be read ({error}): restore the run's own file") from error
         return found if isinstance(found, dict) else {}
 
     @property
