@@ -501,3 +501,64 @@ def test_a_dead_ternary_map_is_found_while_it_trains() -> None:
         loss_of(model, TOKENS[0]).backward()
     assert monitor.last is not None
     assert {"RS310", "RS311"} <= {finding["code"] for finding in monitor.last["findings"]}
+
+
+class Experts(nn.Module):
+    """All in one parameter; `chosen` run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.chosen = nn.Parameter(torch.randn(4, 5, 5)), [slice(0, 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for each in self.chosen:
+            w = self.weight[each].reshape(-1, 5)
+            size = w.abs().mean()
+            y = y + F.linear(x, w + ((w / size).round().clamp(-1, 1) * size - w).detach())[..., :5]
+        return y
+
+
+def flips_of(model: Net, experts: Experts, *steps: list[slice]) -> list[dict[str, float | None]]:
+    """At each step those of the experts that ran in it."""
+    lines: list[dict] = []
+    monitor = residuum.Monitor(model, every=1, to=lines.append)
+    for experts.chosen in steps:
+        with monitor:
+            loss_of(model, TOKENS[0]).backward()
+    return [{each["name"].removeprefix("blocks.1.up."): each["flips"] for each in line["ternary"]} for line in lines]
+
+
+@pytest.fixture
+def mixture() -> tuple[Net, Experts]:
+    model, experts = Net().eval(), Experts()
+    model.blocks[1].up, model.blocks[1].down = experts, nn.Identity()
+    return model, experts
+
+
+def test_flips_are_of_the_same_weights(mixture: tuple[Net, Experts]) -> None:
+    a, b, c = (slice(k, k + 1) for k in range(3))
+    assert flips_of(*mixture, [a, b], [c, b], [b, c], [a]) == [
+        {"weight[0]": None, "weight[1]": None},
+        {"weight[2]": None, "weight[1]": 0},
+        {"weight[1]": 0, "weight[2]": 0},
+        {"weight[0]": None},
+    ]
+
+
+def test_flips_of_a_part_that_grows_and_of_one_that_is_no_block(mixture: tuple[Net, Experts]) -> None:
+    one, two, turns = slice(0, 1), slice(0, 2), slice(0, 4, 2)
+    assert flips_of(*mixture, [one], [two], [two], [turns], [turns]) == [
+        {"weight[0]": None}, {"weight[0:2]": None}, {"weight[0:2]": 0}, {"weight[?]": None}, {"weight[?]": None}
+    ]  # fmt: skip
+
+
+def test_flips_of_a_parameter_that_grows() -> None:
+    model = Net().eval()
+    lines: list[dict] = []
+    monitor = residuum.Monitor(model, every=1, to=lines.append)
+    for width in (15, 20, 20):
+        model.blocks[1].up, model.blocks[1].down = Ternary(5, width), nn.Linear(width, 5)
+        with monitor:
+            loss_of(model, TOKENS[0]).backward()
+    assert [line["ternary"][0]["flips"] is None for line in lines] == [True, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,60 @@ def test_bitnet_of_transformers() -> None:
         assert [(r.kind, r.placement) for r in flow.graph.residuals] == [("identity", "pre")] * 4
         assert len(flow.ternary) == maps
         assert all(each.learns for each in flow.ternary)
+
+
+class Shared(nn.Module):
+    """Maps that share one parameter, each rounded by itself."""
+
+    def __init__(self, cut: Callable[[Tensor], Iterable[Tensor]], *shape: int) -> None:
+        super().__init__()
+        self.weight, self.cut = nn.Parameter(torch.randn(*shape)), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for w in self.cut(self.weight):
+            levels, per_level = bitnets.to_ternary(w)
+            y = y + F.linear(x, w + (levels / per_level - w).detach())
+        return y
+
+
+CUTS: dict[str, tuple[Callable[[Tensor], Iterable[Tensor]], tuple[int, ...], list[str]]] = {
+    "all": (lambda w: [w[:]], (6, 6), [""]),
+    "fused": (lambda w: w.chunk(3), (18, 6), ["[0:6]", "[6:12]", "[12:18]"]),
+    "fused and transposed": (lambda w: [part.mT for part in w.chunk(2, dim=1)], (6, 12), ["[:, 0:6]", "[:, 6:12]"]),
+    "fused in groups": (lambda w: [w[:, k].reshape(6, 6) for k in (0, 2)], (2, 3, 3, 6), ["[:, 0]", "[:, 2]"]),
+    "viewed": (lambda w: w.view(2, 6, 6), (12, 6), ["[0:6]", "[6:12]"]),
+    "scaled before": (lambda w: (2 * w.detach()).split([6, 6])[1:], (12, 6), ["[6:12]"]),
+    "experts": (lambda w: w.unbind(), (3, 6, 6), ["[0]", "[1]", "[2]"]),
+    "experts by a router": (lambda w: [w[k] for k in (2, 0, 2)], (3, 6, 6), ["[2]", "[0]"]),
+    "cut twice": (lambda w: w[1].float().clone().chunk(2), (2, 12, 6), ["[1][0:6]", "[1][6:12]"]),
+    "no block": (lambda w: [w[::2], w[[5, 4, 3, 2, 1, 0]]], (12, 6), ["[?]", "[?]"]),
+    "joined": (lambda w: [torch.cat([w[:3], w[6:9]])], (12, 6), ["[?]"]),
+}
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_each_block_of_a_parameter_is_a_map(kind: str) -> None:
+    cut, shape, blocks = CUTS[kind]
+    model = models.PreNorm()
+    model.mlps[1] = shared = Shared(cut, *shape)
+    found = residuum.flow(model, X).ternary
+    assert [each.name for each in found] == [f"mlps.1.weight{block}" for block in blocks]
+    for each, w in zip(found, cut(shared.weight.detach()), strict=False):
+        assert each.shares is not None
+        assert each.shares[1] == pytest.approx(float((bitnets.to_ternary(w)[0] == 0).float().mean()))
+
+
+def test_a_parameter_made_of_several_is_no_block() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ParameterList(torch.randn(3, models.D) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            w = torch.cat(list(self.parts))
+            return F.linear(x, w + (w.sign() - w).detach())
+
+    model = models.PreNorm()
+    model.mlps[1] = Joined()
+    assert [(each.name, each.block) for each in residuum.flow(model, X).ternary] == [("mlps.1", "")]

@@ -247,6 +247,7 @@ def _ternary(rounded: RoundedMap) -> dict[str, Any]:
     minus, zero, plus = rounded.shares or (None, None, None)
     return {
         "module": rounded.module,
+        "name": rounded.name,
         "parameters": list(rounded.parameters),
         "minus": minus,
         "zero": zero,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from residuum.stream import RoundedMap
@@ -14,12 +16,19 @@ class Flips:
     """
 
     def __init__(self) -> None:
-        self._before: dict[str, Tensor] = {}
+        self._before: dict[Any, Tensor] = {}
 
-    def since_last(self, maps: list[RoundedMap]) -> dict[str, float | None]:
-        """Of each map by name; None where there was no look before this one."""
-        before, self._before = self._before, {each.name: each.sample for each in maps}
-        return {
-            name: float((sample != before[name]).float().mean()) if name in before else None
-            for name, sample in self._before.items()
-        }
+    def since_last(self, maps: list[RoundedMap]) -> list[float | None]:
+        """Of each map; None where the last look, if there was one, did not see the same weights."""
+        before = self._before
+        self._before = {_weights(each): each.sample for each in maps if each.block is not None}
+        return [_changed(before.get(_weights(each)), each.sample) for each in maps]
+
+
+def _weights(each: RoundedMap) -> tuple[Any, ...]:
+    """Which they are."""
+    return each.module, each.parameters, each.block, each.shape
+
+
+def _changed(before: Tensor | None, now: Tensor) -> float | None:
+    return None if before is None else float((now != before).float().mean())

@@ -12,16 +12,16 @@ from residuum.stream import Measured, RoundedMap
 FIELDS = ("step", "connections", "ternary", "findings", "skipped")
 
 
-def line_of(step: int, audit: Audit, noted: dict[str, float], flips: dict[str, float | None]) -> dict[str, Any]:
+def line_of(step: int, audit: Audit, noted: dict[str, float], flips: list[float | None]) -> dict[str, Any]:
     """What stands in one line. A number that is not finite, and a gradient that was not measured, is None.
 
-    `flips` are those of the ternary maps by name, if the model has any.
+    `flips` are those of the ternary maps, one after another.
     """
     return {
         "step": step,
         **{name: _finite(value) for name, value in noted.items()},
         "connections": [_connection(number, m) for number, stream in enumerate(audit.flow.measured) for m in stream],
-        **({"ternary": [_ternary(each, flips[each.name]) for each in audit.flow.ternary]} if flips else {}),
+        **({"ternary": list(map(_ternary, audit.flow.ternary, flips))} if flips else {}),
         "findings": [
             {"code": f.code, "severity": f.severity, "module": f.module, "message": f.message} for f in audit.findings
         ],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from residuum.stream import ops
+from residuum.stream.block import block_in
 from residuum.stream.capture import Capture
 from residuum.stream.node import ACTIVATION, WEIGHT, Node
 from residuum.stream.spread import spread
@@ -60,6 +61,7 @@ class LevelCapture(Capture):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.levels: dict[Node, Levels] = {}
+        self.cuts: dict[Node, tuple[Node, str]] = {}
         self.rounded: list[Rounded] = []
         super().__init__(*args, **kwargs)
 
@@ -70,6 +72,8 @@ class LevelCapture(Capture):
 
     def _record(self, op: str, inputs: tuple[Node, ...], role: str, value: Tensor) -> Node:
         node = super()._record(op, inputs, role, value)
+        if role == WEIGHT and op in ops.VIEW | ops.PART and not is_sharded(value):
+            self._note_cut(node, value)
         if role == WEIGHT and self._has_levels(node) and value.numel() > 1 and not (value.is_meta or is_sharded(value)):
             self.levels[node] = _levels(value.detach())
         elif role == ACTIVATION and op in ops.MATMUL and self.levels:
@@ -77,6 +81,13 @@ class LevelCapture(Capture):
                 if weight.role == WEIGHT and len(weight.shape) > 1 and (levels := self._behind(weight)) is not None:
                     self.rounded.append(Rounded(node, weight, levels, not torch.is_grad_enabled() or _passes(weight)))
         return node
+
+    def _note_cut(self, node: Node, value: Tensor) -> None:
+        whole = value._base
+        made = None if whole is None else self.node_of(whole)
+        block = None if whole is None else block_in(value, whole)
+        if made is not None and block is not None:
+            self.cuts[node] = (made, block)
 
     def _has_levels(self, node: Node) -> bool:
         """What rounds has, and so has what limits, multiplies or adds nothing but what has."""

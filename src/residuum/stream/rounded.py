@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from residuum.stream import ops
+from residuum.stream.block import block_of
 from residuum.stream.forward import SWAP
 from residuum.stream.levels import LevelCapture, Rounded
 from residuum.stream.node import Node
@@ -20,7 +22,9 @@ class RoundedMap:
 
     `shares` are those of −1, 0 and 1 among its levels, None if it has others. `dead_outputs` is the share of a ternary
     map's outputs all of whose weights are 0. `learns`: a gradient comes back to its parameters entry by entry.
-    `sample` holds the levels of at most 65,536 weights, the same ones at every look.
+    `block` is the block of the parameter that they are ('[3]' of stacked experts, '[64:96]' of a fused projection), ''
+    for all of it, None where it cannot be told. `sample` holds the levels, of `shape`, of at most 65,536 weights, the
+    same ones at every look.
     """
 
     module: str
@@ -28,33 +32,38 @@ class RoundedMap:
     shares: tuple[float, float, float] | None
     dead_outputs: float | None
     learns: bool
+    block: str | None
+    shape: torch.Size
     sample: Tensor = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
-        """Its parameter's, where it has one."""
-        return self.parameters[0] if len(self.parameters) == 1 else self.module
+        """Its parameter's, where it has one, and the block of it: 'experts.up[3]'; '[?]' where that cannot be told."""
+        whole = self.parameters[0] if len(self.parameters) == 1 else self.module
+        return whole + ("[?]" if self.block is None else self.block)
 
 
 def rounded_maps(capture: LevelCapture, names: dict[Node, str]) -> Iterator[RoundedMap]:
     """Each once, however often it ran, in the order in which they ran."""
-    seen = set()
+    seen: set[tuple[str, tuple[str, ...], str | Node]] = set()
     for rounded in capture.rounded:
         behind = leaves([rounded.levels])
         masters = [node for node in behind if node.shape.numel() >= rounded.levels.shape.numel()]
         parameters = tuple(
             names[node] for node in sorted(masters or behind, key=lambda each: each.index) if node in names
         )
-        if (rounded.product.module, parameters) in seen:
+        module, block = rounded.product.module, block_of(rounded.levels, capture.cuts)
+        key = (module, parameters, rounded.levels if block is None else block)
+        if key in seen:
             continue
-        seen.add((rounded.product.module, parameters))
+        seen.add(key)
         kept, size = capture.levels[rounded.levels], rounded.levels.shape.numel()
         shares = dead = None
         if bool(kept.ternary):
             minus, zero = int(kept.minus) / size, int(kept.zero) / size
             shares = (minus, zero, 1 - minus - zero)
             dead = float(kept.zero_lines[_outputs(rounded)]) if kept.zero_lines else None
-        yield RoundedMap(rounded.product.module, parameters, shares, dead, rounded.learns, kept.sample)
+        yield RoundedMap(module, parameters, shares, dead, rounded.learns, block, rounded.levels.shape, kept.sample)
 
 
 def _outputs(rounded: Rounded) -> int:

@@ -29,13 +29,18 @@ def is_sharded(weight: Tensor) -> bool:
 
 def leaves(weights: list[Node]) -> set[Node]:
     """The parameters from which weights were computed: what no recorded function made."""
+    return {node for node in upstream(weights) if not node.inputs}
+
+
+def upstream(weights: list[Node]) -> set[Node]:
+    """The weights, and all weights from which they were computed."""
     pending, seen = list(weights), set()
     while pending:
         node = pending.pop()
         if node not in seen and node.role == WEIGHT:
             seen.add(node)
             pending += node.inputs
-    return {node for node in seen if not node.inputs}
+    return seen
 
 
 def _behind(weights: list[Node], names: dict[Node, str]) -> tuple[str, ...]:

@@ -230,6 +230,19 @@ def test_rs207_a_rounding_without_its_estimator(scale_learns: bool) -> None:
     assert found(model, "RS207") == []  # nor is one wanted
 
 
+def test_rs207_a_part_of_a_fused_weight() -> None:
+    class Fused(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.weight.chunk(2)
+            first = first + (first.sign() - first).detach()
+            return torch.cat([nn.functional.linear(x, w) for w in (first, second.sign())], -1)
+
+    model = Stack()
+    model.ups[2] = Fused(12, 20)
+    (finding,) = found(model, "RS207")
+    assert finding.message == "1 weight gets no gradient past their rounding: ups.2.weight"
+
+
 def test_rs207_leaves_alone_what_lies_behind_a_zero() -> None:
     model = Stack()
     model.ups = nn.ModuleList(Rounded(12, 20) for _ in range(5))

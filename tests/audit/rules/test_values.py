@@ -183,6 +183,24 @@ def test_rs310_and_rs311_dead_ternary_weights() -> None:
     assert found(model, "RS311") == []
 
 
+def test_rs310_and_rs311_each_part_of_a_fused_weight() -> None:
+    class Fused(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes = [part.abs().mean() for part in self.weight.chunk(2)]
+            rounded = [(w / s).round().clamp(-1, 1) * s for w, s in zip(self.weight.chunk(2), sizes, strict=True)]
+            learning = [w + (t - w).detach() for w, t in zip(self.weight.chunk(2), rounded, strict=True)]
+            return torch.cat([nn.functional.linear(x, w) for w in learning], -1)
+
+    model = Stack()
+    model.ups = nn.ModuleList(Fused(12, 20) for _ in range(5))
+    assert found(model, "RS310") == found(model, "RS311") == []
+    with torch.no_grad():
+        model.ups[2].weight[11, 3] = 1e3  # in the second part
+    for code in ("RS310", "RS311"):
+        (finding,) = found(model, code)
+        assert finding.names == ("ups.2.weight[10:20]",)
+
+
 def test_rs310_rounding_by_the_largest_weight() -> None:
     class ByTheLargest(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ class DeadOutputs(Rule):
     most = 0.1
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
-        dead = {each.name: each.dead_outputs or 0.0 for each in seen.flow.ternary}
-        names = [name for name, share in dead.items() if self.most < share < 1]
+        dead = [(each.name, each.dead_outputs or 0.0) for each in seen.flow.ternary]
+        found = [(name, share) for name, share in dead if self.most < share < 1]
+        names = [name for name, _ in found]
         if names:
             maps = f"{len(names)} ternary maps" if len(names) > 1 else "1 ternary map"
-            said = [f"{name} ({dead[name]:.0%} of them)" for name in names]
+            said = [f"{name} ({share:.0%} of them)" for name, share in found]
             yield self.finding(f"outputs of {maps} have no weight but 0: {some(said)}", names=names)
 
 

@@ -24,11 +24,12 @@ class MostlyZero(Rule):
     most = 0.9
 
     def check(self, seen: Evidence) -> Iterator[Finding]:
-        zeros = {each.name: each.shares[1] for each in seen.flow.ternary if each.shares is not None}
-        names = [name for name, share in zeros.items() if self.most < share < 1]
+        zeros = [(each.name, each.shares[1]) for each in seen.flow.ternary if each.shares is not None]
+        found = [(name, share) for name, share in zeros if self.most < share < 1]
+        names = [name for name, _ in found]
         if names:
             are = f"{len(names)} ternary weights are" if len(names) > 1 else "1 ternary weight is"
-            said = [f"{name} ({zeros[name]:.1%})" for name in names]
+            said = [f"{name} ({share:.1%})" for name, share in found]
             yield self.finding(f"{are} almost all 0: {some(said)}", names=names)
 
 
