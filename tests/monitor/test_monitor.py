@@ -562,3 +562,14 @@ def test_flips_of_a_parameter_that_grows() -> None:
         with monitor:
             loss_of(model, TOKENS[0]).backward()
     assert [line["ternary"][0]["flips"] is None for line in lines] == [True, True, False]
+
+
+def test_a_fault_in_reading_the_levels_leaves_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no levels")
+
+    monkeypatch.setattr("residuum.monitor.flips.Flips.since_last", fail)
+    model = Net()
+    said = pytest.warns(UserWarning, match="measuring it raised RuntimeError: no levels")
+    with said, residuum.Monitor(model, every=1, to=[].append):
+        loss_of(model, TOKENS[0]).backward()

@@ -107,30 +107,33 @@ class Monitor:
 
     def _measure(self, listener: Listener) -> None:
         name = type(self._model).__name__
-        noted = self._noted
         if not listener.called:
             return self._leave_out(f"{name} was not called with gradients: give Monitor the module that the loop calls")
         try:
-            flow = listener.read(self._scale, noted.get("loss"))
-            audit = (
-                None if flow is None else judge(Evidence(flow.graph, flow, model_source=source_of(self._model)), name)
-            )
+            line = self._line(listener, name)
         except Exception as error:  # our own fault must not end somebody's training
             return self._leave_out(f"measuring it raised {type(error).__name__}: {error}")
-        if flow is None or audit is None:
+        if line is None:
             return self._leave_out(
                 f"no gradient came back through {name}: call backward() inside the block, on a loss of its output"
             )
-        if "loss" not in noted and listener.own_loss is not None:
-            noted["loss"] = flow.loss
-        self.last = line_of(self.step, audit, noted, self._flips.since_last(flow.ternary))
+        self.last = line
         try:
-            self._write(self.last)
+            self._write(line)
         except OSError as error:  # nor may a full disk
             self._leave_out(f"cannot write: {error.strerror or error}: make room or choose another place")
         except Exception as error:  # nor somebody's own destination
             self._leave_out(f"writing to `to` raised {type(error).__name__}: {error}")
         return None
+
+    def _line(self, listener: Listener, name: str) -> dict[str, Any] | None:
+        """What was measured in this step; None if no gradient came back."""
+        flow = listener.read(self._scale, self._noted.get("loss"))
+        if flow is None:
+            return None
+        audit = judge(Evidence(flow.graph, flow, model_source=source_of(self._model)), name)
+        own = {} if listener.own_loss is None else {"loss": flow.loss}
+        return line_of(self.step, audit, {**own, **self._noted}, self._flips.since_last(flow.ternary))
 
     def _leave_out(self, reason: str) -> None:
         kind = reason.partition(":")[0]  # the rest may name the step
