@@ -206,6 +206,20 @@ def test_a_ternary_model_is_healthy_and_its_connections_are_what_they_were(activ
     assert all(m.backward and m.backward.identity > 0 and m.backward.branch > 0 for m in audit.flow.all_measured)
 
 
+def test_what_ternary_maps_are_called() -> None:
+    class Signs(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            size = self.weight.abs().mean()
+            return nn.functional.linear(x, self.weight + (self.weight.sign() * size - self.weight).detach())
+
+    model = build(linear="ternary")
+    maps = len(residuum.audit(model, TOKENS).flow.ternary)
+    model.blocks[0].ff.up = Signs(12, 48)
+    said = residuum.audit(model, TOKENS).ternary
+    assert said.startswith(f"{maps - 1} ternary maps, ")
+    assert said.endswith("% of the weights 0; 1 binary map (no weight is 0)")
+
+
 def test_page_escapes_what_it_is_given() -> None:
     model = build()
     model.add_module("<script>alert(1)</script>", nn.Linear(2, 2))

@@ -83,9 +83,15 @@ class Audit:
 
     @property
     def ternary(self) -> str:
-        """How many ternary maps were measured and the share of their weights that is 0, in words; empty if none was."""
-        zeros = [each.shares[1] for each in (self.seen.measured.ternary if self.seen.measured else ()) if each.shares]
-        return f"{counted(len(zeros), 'ternary map')}, {span(zeros, '.0%')} of the weights 0" if zeros else ""
+        """How many ternary maps were measured and the share of their weights that is 0, in words; empty if none was.
+
+        Binary are those of which no weight is 0.
+        """
+        found = [each.shares[1] for each in (self.seen.measured.ternary if self.seen.measured else ()) if each.shares]
+        zeros = [share for share in found if share]
+        said = [f"{counted(len(zeros), 'ternary map')}, {span(zeros, '.0%')} of the weights 0"] if zeros else []
+        binary = len(found) - len(zeros)
+        return "; ".join(said + ([f"{counted(binary, 'binary map')} (no weight is 0)"] if binary else []))
 
     @property
     def could_not_run(self) -> str:

@@ -90,7 +90,7 @@ class Flow:
 
     @property
     def ternary(self) -> list[RoundedMap]:
-        """The maps whose weights are −s, 0 and s."""
+        """The maps whose weights are −s, 0 and s, or −s and s alone."""
         return [each for each in self.rounded if each.shares is not None]
 
     @property
