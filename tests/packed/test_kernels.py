@@ -89,6 +89,37 @@ def test_levels_are_the_models_bit_by_bit() -> None:
         assert total == y.astype(int).sum()
 
 
+@pytest.mark.parametrize("wrong", [np.nan, -np.nan, np.inf, -np.inf])
+def test_no_step_where_a_number_is_not_finite(wrong: float) -> None:
+    for place in range(40):
+        x = np.random.default_rng(0).standard_normal(40).astype(np.float32)
+        x[place] = wrong
+        assert np.isnan(kernels.quantise(x, np.empty(40, np.int8))[0])
+
+
+def test_the_largest_float_has_a_step() -> None:
+    y, largest = np.empty(2, np.int8), np.finfo(np.float32).max
+    step, _ = kernels.quantise(np.array([largest, -largest], np.float32), y)
+    assert step == largest / np.float32(127)
+    assert y.tolist() == [127, -127]
+
+
+@pytest.mark.parametrize("function", [kernels.SILU, kernels.SQUARED_RELU, kernels.RELU, kernels.GELU])
+@pytest.mark.parametrize("size", [1, 40])
+def test_an_activation_of_nan_is_nan(function: int, size: int) -> None:
+    x = np.full(size, np.nan, np.float32)
+    kernels.activate(x, function)
+    assert np.isnan(x).all()
+
+
+def test_what_attends_with_infinite_weights_is_nan() -> None:
+    """As PyTorch's softmax has it. The values are finite."""
+    q, keys = np.full(4, 1e30, np.float32), np.full((3, 4), 1e30, np.float32)
+    y = np.zeros(4, np.float32)
+    kernels.attend(q, keys, np.ones((3, 4), np.float32), 3, np.zeros((1, 3), np.float32), y)
+    assert np.isnan(y).all()
+
+
 def test_exponentials_are_as_exact_as_float32() -> None:
     @njit
     def exponentials(x, y):

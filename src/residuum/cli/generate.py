@@ -38,8 +38,7 @@ def main(args: list[str]) -> int:
     if lost > 0:
         note(f"the model reads the last {decoder.context:,} of the prompt's {len(prompt):,} tokens, its context")
     if isinstance(decoder, PackedDecoder) and reader.model is not None:
-        largest, _, relative = difference(reader.model, decoder, prompt[-decoder.context :])
-        note(f"packed scores of the prompt differ by {relative:.2%} of their size, at most by {largest:.2g}")
+        note(f"packed scores of the prompt {difference(reader.model, decoder, prompt[-decoder.context :])}")
     text = Continuation(decoder, sampling, np.random.default_rng(options.seed))
     text.append(prompt)
     pace = Pace()

@@ -182,12 +182,17 @@ def project(packed: Any, unit: Any, x: Any, step: Any, total: Any, y: Any, add: 
 
 # -- the other parts: loops that LLVM makes vectors of, which is why they read so plainly ------------------------------
 #
-# Only sums are `fastmath`, which lets them be taken in another order: each is always over the same entries. A loop that
-# writes is rounded as it stands, for LLVM keeps two of it, with vectors and without, and chooses by where in memory the
-# arrays happen to lie, or by how many entries a thread's share leaves over.
+# Only sums may be taken in another order: each is always over the same entries. A loop that writes is rounded as it
+# stands, for LLVM keeps two of it, with vectors and without, and chooses by where in memory the arrays happen to lie,
+# or by how many entries a thread's share leaves over.
+#
+# What is not finite is handed on up to the scores, where it is refused. Beside a NaN max(a, b) is a, as in Python.
+
+ANY_ORDER = {"reassoc", "contract", "nsz"}
+"""What LLVM may do to a sum. Not all of `fastmath`, which also promises that nothing is infinite or NaN."""
 
 
-@njit(nogil=True, fastmath=True)
+@njit(nogil=True, fastmath=ANY_ORDER)
 def _sum(x: Any) -> Any:
     total = np.float32(0)
     for i in range(x.size):
@@ -195,7 +200,7 @@ def _sum(x: Any) -> Any:
     return total
 
 
-@njit(nogil=True, fastmath=True)
+@njit(nogil=True, fastmath=ANY_ORDER)
 def _sum_of_squares(x: Any, mean: Any) -> Any:
     total = np.float32(0)
     for i in range(x.size):
@@ -203,7 +208,7 @@ def _sum_of_squares(x: Any, mean: Any) -> Any:
     return total
 
 
-@njit(nogil=True, fastmath=True)
+@njit(nogil=True, fastmath=ANY_ORDER)
 def _dot(x: Any, y: Any) -> Any:
     total = np.float32(0)
     for i in range(x.size):
@@ -228,15 +233,30 @@ def normalise(x: Any, gain: Any, eps: float, centred: bool, y: Any) -> None:
         y[i] = (x[i] - mean) * once * gain[i]
 
 
+@intrinsic
+def _as_float(context: Any, bits: Any) -> Any:
+    """The float32 whose bits these are."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+INFINITY = 0x7F800000
+"""Its bits, as a float32."""
+
+
 @njit(nogil=True, error_model="numpy")
 def quantise(x: Any, y: Any) -> tuple[Any, Any]:
     """y = round(x · (127 / max |x|)) as int8, halves to even: the levels of `model/quantise.py`, bit by bit.
 
-    Returns what one step of y is worth, and the sum of y.
+    Returns what one step of y is worth, NaN where an entry is not finite, and the sum of y.
     """
-    peak = np.float32(1e-5)
+    bits, highest = x.view(np.int32), np.int32(0)
     for i in range(x.size):
-        peak = max(peak, abs(x[i]))
+        highest = max(highest, bits[i] & np.int32(0x7FFFFFFF))  # without the sign: in order, infinity and NaN last
+    peak = max(_as_float(highest), np.float32(1e-5)) if highest < INFINITY else np.float32(np.nan)
     per_unit, total = np.float32(127) / peak, np.int32(0)
     for i in range(x.size):
         y[i] = np.int32(np.rint(x[i] * per_unit))
@@ -253,16 +273,6 @@ def quantise_all(x: Any, gain: Any, eps: float, centred: bool, normal: Any, y: A
         step[t], total[t] = quantise(normal[:width], y[t])
 
 
-@intrinsic
-def _as_float(context: Any, bits: Any) -> Any:
-    """The float32 whose bits these are."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
 @njit(inline="always")
 def exp(x: Any) -> Any:
     """eˣ of a float32 clamped to ±87, to 2⁻²²: Cephes' polynomial, in steps that a loop does for many x at once."""
@@ -277,9 +287,6 @@ def exp(x: Any) -> Any:
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1)
     return p * _as_float(np.int32((np.int32(k) + 127) << 23))
-
-
-SILU, SQUARED_RELU, RELU, GELU = 0, 1, 2, 3
 
 
 SILU, SQUARED_RELU, RELU, GELU = 0, 1, 2, 3
