@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -34,6 +36,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def errors(y: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of each place, relative."""
     return np.linalg.norm(y - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "residuum-packed"]
 
 
 def one_by_one(packed: Packed, text: list[int], threads: int = 1) -> NDArray[np.float32]:
@@ -189,9 +195,6 @@ def test_an_interrupt_at_any_moment_leaves_a_decoder_that_works(make, text) -> N
 
 
 def test_threads_sleep_between_calls_and_end_with_the_decoder(make, text) -> None:
-    def workers() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "residuum-packed"]
-
     gc.collect()
     before = set(workers())
     reader = PackedDecoder(pack(make()), 3)
@@ -205,6 +208,103 @@ def test_threads_sleep_between_calls_and_end_with_the_decoder(make, text) -> Non
     for thread in own:
         thread.join(10)
         assert not thread.is_alive()
+
+
+FORK = """
+import os, torch
+from residuum.model import ModelConfig, Transformer
+from residuum.packed import PackedDecoder, pack
+torch.manual_seed(0)
+shape = dict(vocab_size=31, context=40, d_model=36, n_layers=2, n_heads=3)
+reader = PackedDecoder(pack(Transformer(ModelConfig(**shape, linear="ternary")).eval()), 3)
+reader.read([1, 2])
+child = os.fork()
+same = reader.read([3, 4])
+if not child:
+    os.write(1, b"child " + same.tobytes().hex().encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+os.write(1, b" parent " + same.tobytes().hex().encode())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="because this system does not fork")
+def test_a_forked_decoder_goes_on_in_both_processes() -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True) as process:
+        try:
+            said = process.communicate(timeout=60)[0].split()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # the child, too, which would keep the pipe open
+    assert said[::2] == ["child", "parent"]
+    assert said[1] == said[3]
+
+
+def test_threads_that_cannot_start_are_one_error_and_none_is_left(make, monkeypatch) -> None:
+    gc.collect()
+    before, start, packed = set(workers()), threading.Thread.start, pack(make())
+
+    def at_most_three(thread: threading.Thread) -> None:
+        if len(set(workers()) - before) == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", at_most_three)
+    with pytest.raises(InputError, match="threads is 100000, more than the system starts") as refusal:
+        PackedDecoder(packed, 100_000)
+    assert "\n" not in str(refusal.value)
+    for thread in set(workers()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_another_thread_is_refused_while_one_reads(make, text) -> None:
+    reader = PackedDecoder(pack(make()), 2)
+    wanted, kernels = reader.read(text), reader._kernels
+    reader.forget()
+    begun, go_on, found = threading.Event(), threading.Event(), []
+
+    def forward(*arguments: Any) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        kernels.forward(*arguments)
+
+    reader._kernels = SimpleNamespace(LINE=kernels.LINE, LEFT=kernels.LEFT, forward=forward)
+    first = threading.Thread(target=lambda: found.append(reader.read(text)))
+    first.start()
+    try:
+        assert begun.wait(10)
+        for refused in (lambda: reader.read([1]), reader.forget):
+            with pytest.raises(RuntimeError, match="another thread reads with this decoder"):
+                refused()
+    finally:
+        go_on.set()
+        first.join(10)
+    assert np.array_equal(found[0], wanted)
+    reader.forget()
+    assert np.array_equal(reader.read(text), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "one head of one"])  # where 1e38 is no overflow
+@pytest.mark.parametrize("connection", ["attn_residual", "ff_residual"])
+def test_what_overflows_reaches_the_scores(make, text, name, connection) -> None:
+    model = make(**SETTINGS[name])
+    with torch.no_grad():
+        getattr(model.blocks[-1], connection).norm.gain.fill_(1e38).mul_(3)
+    reader = PackedDecoder(pack(model), 2)
+    assert np.isnan(scores(model, text)[-1]).all()
+    assert np.isnan(reader.read(text)).all()
+    reader.forget()
+    with pytest.raises(InputError, match="scores are not finite"):
+        difference(model, reader, text)
+
+
+def test_the_difference_of_scores_that_are_all_zero_is_none(make, text) -> None:
+    model = make(head="untied")
+    with torch.no_grad():
+        model.head.weight.zero_()
+    assert difference(model, PackedDecoder(pack(model), 1), text) == (0, 0, 0)
 
 
 def test_the_difference_is_measured(trained, text) -> None:

@@ -28,7 +28,8 @@ class PackedDecoder:
     """Scores of the next token, after those read so far. Needs the extra `packed`.
 
     `threads`: as many as there are cores for this process, where not given. What is computed does not depend on it, nor
-    on how the tokens are divided among calls, to the last bit. One decoder reads one sequence, in one thread at a time.
+    on how the tokens are divided among calls, to the last bit. One decoder reads one sequence, in one thread at a time;
+    after a fork the child's goes on where the parent's was. Raises `InputError` for more threads than can be started.
     """
 
     def __init__(self, packed: Packed, threads: int | None = None) -> None:
@@ -38,6 +39,10 @@ class PackedDecoder:
         self._kernels = _kernels()
         self.context, self.length = packed.config.context, 0
         self._vocab_size, self._threads = packed.config.vocab_size, threads
+        # Not a pool of Python's: an interrupt while that one hands out work can leave its locks and counts wrong.
+        self._others: list[Jobs] = []
+        weakref.finalize(self, _end, self._others)
+        self._start()
         self._weights = _weights(packed, self._kernels)
         self._space = _space(packed, threads, self._kernels)
         functions = {"swiglu": "silu", "squared_reglu": "squared_relu"}
@@ -49,44 +54,66 @@ class PackedDecoder:
         )
         alone = (np.zeros(self._kernels.LINE, np.int64), np.zeros(1, np.int64), 0, *self._settings, 0, 1)
         self._kernels.forward(self._weights, self._space, *alone)  # compiles, before threads wait for each other
-        # Not a pool of Python's: an interrupt while that one hands out work can leave its locks and counts wrong.
-        self._others: list[Jobs] = [SimpleQueue() for _ in range(threads - 1)]
-        weakref.finalize(self, _end, self._others)
-        for jobs in self._others:
-            threading.Thread(target=_work, args=(jobs,), name="residuum-packed", daemon=True).start()
 
     def read(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Scores [vocab] of the token after these, which follow those read before.
 
-        Raises `ValueError` for no tokens, for one outside the vocabulary, or for more than the context has room for.
-        After an exception nothing of these tokens counts as read.
+        Raises `ValueError` for no tokens, for one outside the vocabulary, or for more than the context has room for;
+        `RuntimeError` while another thread reads. After an exception nothing of these tokens counts as read.
         """
         new = np.array(tokens, np.int64)
         if not new.size:
             raise ValueError("there is no token to read: give at least one")
         if new.min() < 0 or new.max() >= self._vocab_size:
             raise ValueError(f"a token is outside the vocabulary of {self._vocab_size}")
-        if self.length + new.size > self.context:
-            raise ValueError(f"{self.length + new.size} tokens are more than the model's context of {self.context}")
+        self._take_turn()
         before = self.length
         try:
-            for start in range(0, new.size, PIECE):
-                piece = new[start : start + PIECE]
-                self._pass(piece)
-                self.length += piece.size
-            return self._space.scores.copy()
-        except BaseException:
+            try:
+                if before + new.size > self.context:
+                    raise ValueError(f"{before + new.size} tokens are more than the model's context of {self.context}")
+                for start in range(0, new.size, PIECE):
+                    self._pass(new[start : start + PIECE], before + start)
+                self.length = before + new.size
+                return self._space.scores.copy()
+            finally:
+                self._turn.release()
+        except BaseException:  # also an interrupt of the release
             self.length = before
             raise
 
     def forget(self) -> None:
-        """Start afresh: no token has been read."""
+        """Start afresh: no token has been read. Raises `RuntimeError` while another thread reads."""
+        self._take_turn()
         self.length = 0
+        self._turn.release()
 
-    def _pass(self, tokens: NDArray[np.int64]) -> None:
+    def _start(self) -> None:
+        """Threads for this process: a fork leaves them behind, and with them one that was to give back its turn."""
+        _end(self._others)
+        self._others[:] = []
+        try:
+            for _ in range(self._threads - 1):
+                jobs: Jobs = SimpleQueue()
+                self._others.append(jobs)
+                threading.Thread(target=_work, args=(jobs,), name="residuum-packed", daemon=True).start()
+        except RuntimeError as error:
+            _end(self._others)
+            raise InputError(f"threads is {self._threads}, more than the system starts ({error}): give fewer") from None
+        # Its owner can take it again: so an interrupt before it is given back does not lock its thread out.
+        self._turn = threading.RLock()
+        self._process = os.getpid()
+
+    def _take_turn(self) -> None:
+        if self._process != os.getpid():
+            self._start()
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError("another thread reads with this decoder: give each thread its own")
+
+    def _pass(self, tokens: NDArray[np.int64], start: int) -> None:
         """One pass on all threads. If one cannot take part the others leave, and the next pass waits for the last."""
         rounds, failed = np.zeros(self._kernels.LINE * self._threads, np.int64), list[BaseException]()
-        state = (self._weights, self._space, rounds, tokens, self.length, *self._settings)
+        state = (self._weights, self._space, rounds, tokens, start, *self._settings)
 
         def forward(thread: int) -> None:
             try:
