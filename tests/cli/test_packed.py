@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from residuum.cli import main
 from residuum.packed import pack, save
@@ -63,6 +64,32 @@ def test_bad_values(args: list[str], error: str, capsys) -> None:
     status, out, err = said(capsys, "generate", *args)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert error in err
+
+
+@pytest.mark.parametrize("name", ["i2.bin", "packed"])
+def test_a_packed_file_may_have_any_name(answers_run: Path, tmp_path: Path, capsys, name) -> None:
+    pytest.importorskip("numba", reason="because the extra packed is not installed")
+    file = tmp_path / name
+    assert said(capsys, "export", answers_run, "--to", "safetensors", "--out", file)[0] == 0
+    status, out, _ = said(capsys, "generate", file, "--threads", 1, "--prompt", "1+1=", "--max-new-tokens", 3)
+    assert status == 0 and out.startswith("1+1=")
+
+
+def test_another_file_is_no_packed_model(answers_run: Path, capsys) -> None:
+    status, out, err = said(capsys, "generate", answers_run / "recipe.toml")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "recipe.toml is no packed model" in err
+
+
+def test_scores_that_are_not_finite_are_no_difference(answers_run: Path, capsys, monkeypatch) -> None:
+    pytest.importorskip("numba", reason="because the extra packed is not installed")
+    model = RunFolder.open(answers_run).model()
+    with torch.no_grad():
+        model.blocks[0].attn_residual.norm.gain.fill_(3e38)
+    monkeypatch.setattr(RunFolder, "model", lambda folder: model)
+    status, out, err = said(capsys, "generate", answers_run, "--packed", "--prompt", "1+1=")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "scores are not finite" in err
 
 
 def test_what_is_not_ternary_is_refused(noise_run: Path, capsys) -> None:

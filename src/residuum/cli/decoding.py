@@ -21,7 +21,7 @@ class Decoding:
     """Which model writes, and how."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, or the file of a packed model, *.safetensors."""
+    """Folder of the run, or the file of a packed model."""
     max_new_tokens: int = 200
     """Most tokens to write; the model may end the document sooner."""
     top_k: int | None = None
@@ -43,7 +43,7 @@ class Decoding:
     def file(self) -> Path | None:
         """The packed model's, where RUN is one."""
         path = Path(self.run)
-        return path if path.suffix == ".safetensors" and not path.is_dir() else None
+        return path if path.is_file() or (path.suffix == ".safetensors" and not path.is_dir()) else None
 
     def sampling(self, temperature: float) -> Sampling:
         """How to choose a token. Raises `InputError` for an option that cannot be."""
