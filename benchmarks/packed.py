@@ -29,7 +29,6 @@ from residuum.export import gguf
 from residuum.files import write_whole
 from residuum.model import Transformer
 from residuum.packed import PackedDecoder, load, pack, save
-from residuum.packed.file import bits_per_weight
 from residuum.train import RunFolder, load_recipe
 from residuum.train.checkpoint import save_checkpoint
 from residuum.train.recipe import Recipe
@@ -63,8 +62,7 @@ def main(recipe_name: str = "bitnet-95m", rounds: str = "12") -> None:
             "llama.cpp TQ2_0": llama_run(gguf_file, prompt),
         }
         sizes = {
-            "bits_per_weight_in_memory": packed.bits_per_weight(),
-            "bits_per_weight_on_disk": bits_per_weight(packed_file),
+            "bits_per_weight": packed.bits_per_weight(),
             "packed_file_bytes": packed_file.stat().st_size,
             "gguf_file_bytes": gguf_file.stat().st_size,
         }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from residuum.cli import main
+from residuum.export import packed
+from residuum.packed import decoder
 from residuum.packed.file import load
 from residuum.train import RunFolder
 
@@ -57,10 +60,46 @@ def test_ternary_weights_become_one_file(tmp_path: Path, text_folder: Path, caps
     assert "is there already: choose another --out" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
     assert main(["export", str(run), "--to", "safetensors", "--out", str(out)]) == 0
-    packed, tokenizer, answer = load(out)
+    found, tokenizer, answer = load(out)
     assert answer is None
-    assert packed.config == RunFolder.open(run).recipe.model
+    assert found.config == RunFolder.open(run).recipe.model
     assert tokenizer == RunFolder.open(run).tokenizer.to_json()
+
+
+@pytest.mark.parametrize(("flags", "kept"), [([], "int8"), (["int8"], "int8"), (["float"], "float")])
+def test_an_export_says_what_it_rounds(answers_run: Path, tmp_path: Path, capsys: Any, flags: Any, kept: str) -> None:
+    pytest.importorskip("numba", reason="because the extra packed is not installed")
+    out = tmp_path / "weights.safetensors"
+    chosen = ["--embedding", *flags] if flags else []
+    assert main(["export", str(answers_run), "--to", "safetensors", "--out", str(out), *chosen]) == 0
+    said = capsys.readouterr().out
+    assert load(out).packed.embedding == kept
+    found = re.search(rf"embedding and head as {kept}; its scores differ by ([\d.]+)% of their size, at most by", said)
+    assert found and (float(found[1]) > 0.1) == (kept == "int8")
+    assert re.search(r"over \d+ tokens that the run wrote", said)
+
+
+def test_a_difference_that_was_not_measured_is_said(
+    answers_run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name="numba")
+
+    monkeypatch.setattr(decoder.importlib, "import_module", absent)  # the module's own, by which export.packed is found
+    out = tmp_path / "weights.safetensors"
+    said = packed.export(RunFolder.open(answers_run), out)
+    assert "scores were not compared with the run's, because a packed model takes the extra packed" in said
+    assert load(out).packed.embedding == "int8"
+
+
+def test_an_embedding_is_for_safetensors(answers_run: Path, tmp_path: Path, capsys: Any) -> None:
+    command = ["export", str(answers_run), "--out", str(tmp_path / "out"), "--embedding"]
+    for to in ("hf", "gguf"):
+        assert main([*command, "float", "--to", to]) == 2
+        assert "--embedding float goes with --to safetensors: leave it away" in capsys.readouterr().err
+    assert main([*command, "int4", "--to", "safetensors"]) == 2
+    assert "--embedding" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_type_is_for_gguf(tmp_path: Path, text_folder: Path, capsys: Any) -> None:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from residuum.errors import InputError
 from residuum.packed import PackedDecoder, load, pack, save
-from residuum.packed.file import FORMAT, bits_per_weight
+from residuum.packed.file import FORMAT
 
 TOKENIZER = json.dumps({"type": "char", "alphabet": 'ab"sha256":"' + "0" * 64 + "é\n"}, ensure_ascii=False)
 
@@ -113,7 +113,7 @@ def test_a_disk_that_refuses_leaves_nothing(make, tmp_path) -> None:
 def test_the_file_is_as_small_as_the_memory(make, tmp_path) -> None:
     path = tmp_path / "model.safetensors"
     packed = pack(make(d_model=256, n_heads=4, n_layers=4, d_ff=640, norm="rmsnorm", activation="swiglu"))
-    save(path, packed, TOKENIZER * 100)
+    save(path, packed, TOKENIZER)
     assert packed.bits_per_weight() < 2.01
-    assert packed.bits_per_weight() < bits_per_weight(path) < 2.02
+    assert path.stat().st_size < sum(array.nbytes for array in packed.arrays.values()) + 4096
     assert len(load_file(path)) == len(packed.arrays)

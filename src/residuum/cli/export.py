@@ -27,6 +27,8 @@ class Options:
     """Where to write; nothing may be there yet."""
     type: Literal["tq2_0", "tq1_0", "f16"] | None = None
     """How a GGUF file holds the maps. None: tq2_0 for ternary ones, else f16."""
+    embedding: Literal["int8", "float"] | None = None
+    """How --to safetensors keeps embedding and head. None: int8, which rounds them."""
 
 
 def main(args: list[str]) -> int:
@@ -34,5 +36,5 @@ def main(args: list[str]) -> int:
     options = parse(Options, args, "export")
     if not options.out:
         raise InputError("--out is empty: give the place to write to")
-    print(export(RunFolder.open(options.run), options.to, Path(options.out), options.type))
+    print(export(RunFolder.open(options.run), options.to, Path(options.out), options.type, options.embedding))
     return 0

@@ -12,17 +12,20 @@ FORMATS = {
     "gguf": "residuum.export.gguf",
     "safetensors": "residuum.export.packed",
 }
-"""What a run can be written as, and the module whose `export(folder, out)` does it: each loads its own library."""
+"""What a run can be written as, and the module whose `export(folder, out[, option])` does it, with its own library."""
 
 
-def export(folder: RunFolder, to: str, out: Path, kind: str | None = None) -> str:
+def export(folder: RunFolder, to: str, out: Path, kind: str | None = None, embedding: str | None = None) -> str:
     """Write the run's model as `to` at `out`, and say in a sentence what was written and what runs it.
 
-    `kind` is how GGUF stores the maps; None chooses. Raises `InputError`, before anything is written, where `out` is
-    taken or the format cannot hold the model.
+    `kind` is how GGUF stores the maps, `embedding` how a packed file keeps embedding and head; None chooses. Raises
+    `InputError`, before anything is written, where `out` is taken or the format cannot hold the model.
     """
     check_free(out, "--out")
-    if kind is not None and to != "gguf":
-        raise InputError(f"--type {kind} goes with --to gguf: leave it away")
-    written: str = import_module(FORMATS[to]).export(folder, out, *([] if kind is None else [kind]))
+    options = {"gguf": ("--type", kind), "safetensors": ("--embedding", embedding)}
+    for owner, (name, value) in options.items():
+        if value is not None and to != owner:
+            raise InputError(f"{name} {value} goes with --to {owner}: leave it away")
+    given = [value for _, value in options.values() if value is not None]
+    written: str = import_module(FORMATS[to]).export(folder, out, *given)
     return written

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from residuum.errors import InputError
 from residuum.files import write_whole
 from residuum.model import ModelConfig
-from residuum.packed.weights import MATRICES, Packed, check, layout, n_ternary
+from residuum.packed.weights import Packed, check, layout
 
 FORMAT = "residuum.packed/1"
 UNSIGNED = b"0" * 64
@@ -79,17 +79,6 @@ def load(path: Path) -> PackedFile:
         return PackedFile(packed, metadata["tokenizer"], metadata.get("answer"))
     except (KeyError, TypeError, ValueError, InputError, SafetensorError) as error:
         raise InputError(f"{path} holds no model that this version packs ({error}): pack the run again") from None
-
-
-def bits_per_weight(path: Path) -> float:
-    """Bits of the file for each ternary weight: padding, steps and the header, all but what is not ternary itself.
-
-    That is embedding, head, norms, places and the tokenizer.
-    """
-    packed, tokenizer, _ = load(path)
-    others = sum(array.nbytes for name, array in packed.arrays.items() if name not in (*MATRICES, "step"))
-    spelled = json.dumps(tokenizer, ensure_ascii=False).encode()
-    return 8 * (path.stat().st_size - others - len(spelled)) / n_ternary(packed.config)
 
 
 def _with_checksum(data: bytes, old: bytes, new: bytes) -> bytes:
