@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from residuum.cores import cores
 from residuum.errors import InputError
 from residuum.model import CachedTransformer, Decoder, Sampling, Transformer
 from residuum.packed import PackedDecoder, load, pack
@@ -51,8 +52,8 @@ class Decoding:
             raise InputError(f"--max-new-tokens is {self.max_new_tokens}: give at least 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}: give a whole number from 0 to 2⁶³ − 1")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads is {self.threads}: give at least 1")
+        if self.threads is not None and not 1 <= self.threads <= cores():  # others would only be waited for
+            raise InputError(f"--threads is {self.threads:,}: give 1 to {cores()}, the cores there are")
         if self.threads is not None and not (self.packed or self.file):
             raise InputError("--threads goes with --packed, or with the file of a packed model")
         if self.embedding is not None and (self.file or not self.packed):

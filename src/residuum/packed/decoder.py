@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residuum.cores import cores
 from residuum.errors import InputError
 from residuum.model.positions import RotaryPositions
 from residuum.packed.weights import Packed
@@ -33,7 +34,7 @@ class PackedDecoder:
     """
 
     def __init__(self, packed: Packed, threads: int | None = None) -> None:
-        threads = _cores() if threads is None else threads
+        threads = cores() if threads is None else threads
         if threads < 1:
             raise ValueError(f"{threads} threads cannot read: give at least 1")
         self._kernels = _kernels()
@@ -152,11 +153,6 @@ def _kernels() -> Any:
         if error.name not in ("numba", "llvmlite"):
             raise
         raise InputError("a packed model takes the extra packed: pip install residuum[packed]") from None
-
-
-def _cores() -> int:
-    """How many cores this process may use; not every system can say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _weights(packed: Packed, kernels: Any) -> Any:

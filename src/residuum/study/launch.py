@@ -18,6 +18,7 @@ from importlib import import_module
 from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
+from residuum.cores import cores
 from residuum.errors import InputError
 from residuum.study.cell import Cell
 from residuum.study.store import Store
@@ -121,12 +122,7 @@ def launcher(name: str, workers: int | None = None) -> Launch:
         return {"ray": on_ray, "slurm": on_slurm}[name]
     if workers is not None and workers < 1:
         raise InputError(f"--workers is {workers}: give at least 1")
-    return OnCores(workers or _cores())
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return OnCores(workers or cores())
 
 
 def _job(folder: str, experiment: str, settings: dict[str, Any]) -> str | None:
