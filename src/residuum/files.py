@@ -56,6 +56,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if inner.is_dir():
                 _flush_folder(inner)
                 continue
+            inner.chmod(0o666 & ~_umask())  # whatever wrote it may have kept it to itself
             with inner.open("rb") as opened:
                 os.fsync(opened.fileno())
         _flush_folder(part)
@@ -67,6 +68,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _umask() -> int:
+    """Which rights a new file does not get; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def check_free(path: Path, setting: str) -> None:

@@ -29,6 +29,7 @@ def test_a_run_becomes_a_folder_once(tmp_path: Path, text_folder: Path, capsys: 
     assert "GPT2LMHeadModel" in capsys.readouterr().out
     names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in out.iterdir()} == names
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # who may read one may read all
     assert main(["export", str(run), "--to", "hf", "--out", str(out)]) == 2
     assert "is there already" in capsys.readouterr().err
 
@@ -74,7 +75,10 @@ def test_an_export_says_what_it_rounds(answers_run: Path, tmp_path: Path, capsys
     assert main(["export", str(answers_run), "--to", "safetensors", "--out", str(out), *chosen]) == 0
     said = capsys.readouterr().out
     assert load(out).packed.embedding == kept
-    found = re.search(rf"embedding and head as {kept}; its scores differ by ([\d.]+)% of their size, at most by", said)
+    found = re.search(
+        rf"embedding and head as {kept}; its scores differ from the model.s own by ([\d.]+)% of their RMS, at most by",
+        said,
+    )
     assert found and (float(found[1]) > 0.1) == (kept == "int8")
     assert re.search(r"over \d+ tokens that the run wrote", said)
 

@@ -120,7 +120,7 @@ def test_what_is_forgotten_is_said_once(noise_run: Path, capsys: pytest.CaptureF
         (["--stop", "x", "--stop", ""], "--stop is empty: give a text"),
         (["--stop", "\udcff"], "--stop is not UTF-8 text"),
         (["--seed", "-1"], "--seed is -1: give a whole number"),
-        (["--max-new-tokens", "0"], "--max-new-tokens is 0: give at least 1"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0: give a whole number from 1 to"),
         ([], "gone is no folder"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 from residuum.cli import main
 from residuum.packed import pack, save
 from residuum.train import RunFolder
+from residuum.train.tokenizer import ByteTokenizer
 
 
 def said(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -31,7 +32,10 @@ def test_a_packed_run_writes_the_runs_own_text(answers_run: Path, tmp_path: Path
     assert status == 0
     assert said(capsys, "generate", answers_run, "--packed", "--embedding", "float", *asked)[:2] == (0, out)
     notes = said(capsys, "generate", answers_run, "--packed", *asked)[2]
-    found = re.search(r"packed scores of the prompt differ by ([\d.]+)% of their size, at most by [\d.e-]+\n", notes)
+    found = re.search(
+        r"packed scores of the prompt differ from the model's own by ([\d.]+)% of their RMS, at most by [\d.e-]+\n",
+        notes,
+    )
     assert found and 0 < float(found[1]) < 10
     assert said(capsys, "generate", file, "--threads", 1, *asked)[:2] == (0, out)
     assert said(capsys, "generate", file, "--packed", *asked)[:2] == (0, out)
@@ -59,6 +63,7 @@ def test_chat_asks_a_packed_run(answers_run: Path, tmp_path: Path, capsys, monke
         (["gone.safetensors", "--packed", "--embedding", "int8"], "--embedding goes with --packed"),
         (["gone.safetensors"], "cannot read gone.safetensors"),
         (["gone", "--packed"], "gone is no folder"),
+        (["gone", "--max-new-tokens", "9" * 20], "--max-new-tokens is"),
     ],
 )
 def test_bad_values(args: list[str], error: str, capsys) -> None:
@@ -97,3 +102,11 @@ def test_what_is_not_ternary_is_refused(noise_run: Path, capsys) -> None:
     status, out, err = said(capsys, "generate", noise_run, "--packed")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "model.linear = 'float' cannot be packed" in err
+
+
+def test_a_tokenizer_that_is_not_the_models_is_named(answers_run: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "answers.safetensors"
+    save(file, pack(RunFolder.open(answers_run).model()), ByteTokenizer().to_json())
+    status, out, err = said(capsys, "generate", file, "--prompt", "1")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "its tokenizer has 257 tokens, its model 14" in err

@@ -386,3 +386,11 @@ def test_a_text_may_begin_with_one_mark_and_end_with_others(folder: Path, tmp_pa
     run = imported(folder, tmp_path / "run", text_folder)
     assert (run.tokenizer.separator, run.tokenizer.ends) == (0, {5, 7})
     assert "".join(pieces([66, 67, 7, 68], run.tokenizer)) == run.tokenizer.decode([66, 67])
+
+
+def test_a_character_that_an_imported_alphabet_lacks(tmp_path: Path, text_folder: Path) -> None:
+    write(model(vocab_size=4), CharTokenizer("abc"), tmp_path / "chars")
+    run = imported(tmp_path / "chars", tmp_path / "run", text_folder)
+    assert run.tokenizer.encode("cab").tolist() == [2, 0, 1]
+    with pytest.raises(InputError, match="that the model was imported with cannot cut the text"):
+        run.tokenizer.encode("cabbage")

@@ -79,7 +79,7 @@ def _lines(prompt: str) -> Iterator[str]:
             return
         except UnicodeDecodeError:
             raise InputError("standard input is not UTF-8 text") from None
-        yield line
+        yield line.removesuffix("\r")
 
 
 def _answer(chat: Chat, line: str) -> None:

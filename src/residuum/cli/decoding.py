@@ -48,8 +48,8 @@ class Decoding:
 
     def sampling(self, temperature: float) -> Sampling:
         """How to choose a token. Raises `InputError` for an option that cannot be."""
-        if self.max_new_tokens < 1:
-            raise InputError(f"--max-new-tokens is {self.max_new_tokens}: give at least 1")
+        if not 1 <= self.max_new_tokens < 2**31:
+            raise InputError(f"--max-new-tokens is {self.max_new_tokens}: give a whole number from 1 to 2³¹ − 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}: give a whole number from 0 to 2⁶³ − 1")
         if self.threads is not None and not 1 <= self.threads <= cores():  # others would only be waited for
@@ -83,8 +83,14 @@ class Reader:
 def open_reader(options: Decoding) -> Reader:
     """Raises `InputError` where RUN is neither a run nor a packed model, or cannot be packed."""
     if options.file is not None:
-        packed, tokenizer, answer = load(options.file)
-        return Reader(PackedDecoder(packed, options.threads), tokenizer_from(tokenizer, options.file), answer)
+        packed, text, answer = load(options.file)
+        tokenizer = tokenizer_from(text, options.file)
+        if tokenizer.vocab_size != packed.config.vocab_size:
+            raise InputError(
+                f"{options.file}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model "
+                f"{packed.config.vocab_size:,}: export the run again"
+            )
+        return Reader(PackedDecoder(packed, options.threads), tokenizer, answer)
     folder = RunFolder.open(options.run)
     model = folder.model()
     if changed := folder.changed_code():

@@ -23,7 +23,7 @@ class Difference(NamedTuple):
     """The same over the root of the mean square of the model's own scores."""
 
     def __str__(self) -> str:
-        return f"differ by {self.relative:.2%} of their size, at most by {self.largest:.2g}"
+        return f"differ from the model's own by {self.relative:.2%} of their RMS, at most by {self.largest:.2g}"
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from residuum.model import ModelConfig
 from residuum.packed.weights import Packed, check, layout
 
 FORMAT = "residuum.packed/1"
+ANEW = "write it anew with residuum export RUN --to safetensors"
 UNSIGNED = b"0" * 64
 """What stands in the checksum's place while it is computed: the sha256 is that of the whole file, header included."""
 
@@ -59,16 +60,14 @@ def load(path: Path) -> PackedFile:
         raise InputError(f"cannot read {path}: {error.strerror or error}: give the file of a packed model") from None
     metadata = _metadata(data)
     if metadata is None or not str(metadata.get("format")).startswith("residuum.packed/"):
-        raise InputError(f"{path} is no packed model, or a damaged one: pack the run again")
+        raise InputError(f"{path} is no packed model, or a damaged one: {ANEW}")
     if metadata["format"] != FORMAT:
-        raise InputError(
-            f"{path} is of the format {metadata['format']}, this version reads {FORMAT}: pack the run again"
-        )
+        raise InputError(f"{path} is of the format {metadata['format']}, this version reads {FORMAT}: {ANEW}")
     digest = str(metadata.get("sha256"))
     found = hashlib.sha256(_with_checksum(data[: _end_of_header(data)], digest.encode(), UNSIGNED))
     found.update(memoryview(data)[_end_of_header(data) :])
     if found.hexdigest() != digest:
-        raise InputError(f"{path} is damaged (its checksum differs): pack the run again")
+        raise InputError(f"{path} is damaged (its checksum differs): {ANEW}")
     try:
         config = ModelConfig(**json.loads(metadata["config"]))
         check(config)
@@ -77,8 +76,8 @@ def load(path: Path) -> PackedFile:
         if {name: (array.dtype, array.shape) for name, array in arrays.items()} != layout(config, packed.embedding):
             raise ValueError("its arrays are not those of its shape")
         return PackedFile(packed, metadata["tokenizer"], metadata.get("answer"))
-    except (KeyError, TypeError, ValueError, InputError, SafetensorError) as error:
-        raise InputError(f"{path} holds no model that this version packs ({error}): pack the run again") from None
+    except (KeyError, TypeError, ValueError, RecursionError, InputError, SafetensorError) as error:
+        raise InputError(f"{path} holds no model that this version packs ({error}): {ANEW}") from None
 
 
 def _with_checksum(data: bytes, old: bytes, new: bytes) -> bytes:

@@ -90,7 +90,7 @@ def check(config: ModelConfig) -> None:
     if fault is not None:
         raise InputError(
             f"{fault} cannot be packed: packed are ternary decoders of pre-norm connections with a head, without "
-            "biases, experts and a norm of the embedding; generate from the run itself, without --packed"
+            "biases, experts and a norm of the embedding; use the run itself, without --packed, or export --to hf"
         )
 
 

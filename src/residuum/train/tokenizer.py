@@ -155,7 +155,10 @@ class ImportedTokenizer:
         self.token_bytes = np.array([len(of_token) for of_token in self._bytes], np.int64)
 
     def encode(self, text: str) -> Tokens:
-        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+        try:
+            return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
+        except Exception as error:  # the tokenizers package raises bare Exception
+            raise InputError(f"the tokenizer that the model was imported with cannot cut the text: {error}") from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "\n".join(self._inner.decode(part) for part in _split_at(tokens, self.ends | {self.separator}))
