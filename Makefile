@@ -50,6 +50,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/residuals.py
 	$(BIN)/python benchmarks/freed_memory.py
 	$(BIN)/python benchmarks/packed.py
+	$(BIN)/python benchmarks/ternary_step.py
 
 faults: .venv/dev
 	$(BIN)/pytest tests/faults -m faults
