@@ -92,8 +92,8 @@ class Maps:
                 alt.Opacity(
                     "0:Q",
                     title="share of 0",
-                    scale=alt.Scale(range=[0.08, 1], zero=False),
-                    legend=alt.Legend(orient="top", format=".0%", symbolType="square", tickCount=4),
+                    scale=alt.Scale(domain=[0, 1], range=[0.08, 1]),  # the same in every run: a point is no pattern
+                    legend=alt.Legend(orient="top", format=".0%", symbolType="square", values=[0, 0.25, 0.5, 0.75, 1]),
                 ),
                 tooltip=["map:N", "step:Q", *(alt.Tooltip(f"{level}:Q", format=".1%") for level in LEVELS)],
             )
