@@ -9,7 +9,12 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from residuum.model import Transformer
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,6 +43,26 @@ def of_pairs(pairs: list[tuple[float, float]]) -> dict[str, float]:
         "seconds_against": statistics.median(b for _, b in pairs),
         "rounds": len(pairs),
     }
+
+
+def training_step(model: Transformer, engine: str, tokens: Tensor) -> Callable[[], None]:
+    """Gradients and AdamW's update on `tokens`, where they are; on a CUDA device in bfloat16, and waited for."""
+    import torch
+
+    from residuum.engine import make_engine
+
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    gradients, cuda = make_engine(engine), tokens.is_cuda
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            gradients.loss_and_grads(model, (tokens, tokens))
+        optimizer.step()
+        if cuda:
+            torch.cuda.synchronize()
+
+    return step
 
 
 def save(name: str, figures: dict[str, Any]) -> None:

@@ -12,12 +12,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 import harness
-from residuum.engine import make_engine
 from residuum.model import ModelConfig, Transformer
 from residuum.model.residual import REGISTRY
 from residuum.train.memory import keep_freed_memory
@@ -50,21 +48,8 @@ def parameters(name: str) -> int:
 def step(name: str, engine: str) -> Callable[[], None]:
     torch.manual_seed(0)
     model = Transformer(ModelConfig(**SHAPE, residual=name)).to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    gradients, tokens = (
-        make_engine(engine),
-        torch.randint(SHAPE["vocab_size"], (BATCH, SHAPE["context"]), device=DEVICE),
-    )
-
-    def run() -> Any:
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=DEVICE == "cuda"):
-            gradients.loss_and_grads(model, (tokens, tokens))
-        optimizer.step()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    return run
+    tokens = torch.randint(SHAPE["vocab_size"], (BATCH, SHAPE["context"]), device=DEVICE)
+    return harness.training_step(model, engine, tokens)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 import harness
-from residuum.engine import make_engine
 from residuum.model import Transformer
 from residuum.train.memory import keep_freed_memory
 from residuum.train.recipe import Recipe, load_recipe
@@ -38,19 +37,8 @@ def step(recipe: Recipe, linear: Literal["float", "ternary"], engine: str) -> Ca
     torch.manual_seed(0)
     vocab_size = recipe.data.vocab_size if recipe.data.tokenizer == "bpe" else 64
     model = Transformer(dataclasses.replace(recipe.model, vocab_size=vocab_size, linear=linear)).to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens = torch.randint(vocab_size, (recipe.optim.batch_size, recipe.model.context), device=DEVICE)
-    gradients = make_engine(engine)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=DEVICE == "cuda"):
-            gradients.loss_and_grads(model, (tokens, tokens))
-        optimizer.step()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    return run
+    return harness.training_step(model, engine, tokens)
 
 
 if __name__ == "__main__":
