@@ -22,9 +22,8 @@ NAMES = ("ternary", "full-precision twin")
 
 NOTE = (
     "Both began with the same weights and read the same batches, each at its own rate. The loss of a ternary "
-    "model falls fast, rests, and falls again: a difference in mid-run says nothing of the end, so only the last step is "
-    "compared. "
-    "This is one seed; residuum study claims --only ternary-twin takes several."
+    "model falls fast, rests, and falls again: a difference in mid-run says nothing of the end, and only the last "
+    "step is compared. This is one seed; residuum study claims --only ternary-twin takes several."
 )
 
 
