@@ -250,7 +250,8 @@ def test_half_precision_is_as_good_as_autograds(values: dict[str, Any], weights:
 def test_chunk_borders_change_nothing(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = ready(Transformer(config(**values)), torch.float64), tokens(7)
     whole = gradients_of("explicit", model, batch)
-    monkeypatch.setattr(feedforward, "ROWS", 3)
+    monkeypatch.setattr(feedforward, "CHUNK", 1)
+    monkeypatch.setattr(feedforward, "LEAST_ROWS", 3)
     monkeypatch.setattr(cross_entropy, "CHUNK", 1)
     monkeypatch.setattr(cross_entropy, "LEAST_ROWS", 4)
     monkeypatch.setattr(gradient, "BLOCK", 5)
@@ -275,7 +276,7 @@ def test_what_is_no_cpu_takes_all_rows_at_once() -> None:
         return rows
 
     for device in ("cpu", "meta"):
-        assert feedforward.by_rows(seen, torch.empty(2, feedforward.ROWS, 1, device=device)).shape == (2, 256, 1)
+        assert feedforward.by_rows(seen, torch.empty(2, 256, 2000, device=device)).shape == (2, 256, 2000)
     assert sizes == [256, 256, 512]
 
 

@@ -163,7 +163,7 @@ def test_a_thread_that_cannot_begin_keeps_no_other_waiting(make, text, missing) 
     assert np.array_equal(reader.read(text[-1:]), wanted)
 
 
-# An interrupt within what Python calls by itself (the collector's callbacks, finalizers) is printed and goes no further.
+# An interrupt in what Python calls by itself (the collector's callbacks, finalizers) is printed and goes no further.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="because this system has no interval timer")
 def test_an_interrupt_at_any_moment_leaves_a_decoder_that_works(make, text) -> None:

@@ -107,7 +107,9 @@ class Attention(nn.Module):
         mix: Mix | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
         """Keeps x, k, v, what was attended to, and what the scaled dot product asks for; q is computed again."""
-        q, k, v = (self._heads(part.explicit_forward(x)[0]) for part in (self.q, self.k, self.v))
+        read = self.q.read(x)
+        q, k, v = (self._heads(part.explicit_forward(read)[0]) for part in (self.q, self.k, self.v))
+        del read
         of_mix: Saved = ()
         if mix is not None:
             v, of_mix = mix.explicit_forward(v)
@@ -126,7 +128,8 @@ class Attention(nn.Module):
         x, k, v, attended, kept, angles, dropped, mix, of_mix = saved
         dy = self.dropout.explicit_backward(dy, dropped)
         dattended = self._heads(self.out.explicit_backward(dy, _joined(attended)))
-        q = self._heads(self.q.explicit_forward(x)[0])
+        read, to_q = self.q.read(x), self.q.ready()
+        q = self._heads(to_q.explicit_forward(read)[0])
         if angles is not None:
             q = rotate(q, *angles)
         dq, dk, dv = attend_backward(dattended, q, k, v, attended, kept)
@@ -134,9 +137,9 @@ class Attention(nn.Module):
             dq, dk = rotate_backward(dq, *angles), rotate_backward(dk, *angles)
         if mix is not None:
             dv = mix.explicit_backward(dv, of_mix)
-        dx = self.q.explicit_backward(_joined(dq), x)
-        dx += self.k.explicit_backward(_joined(dk), x)
-        dx += self.v.explicit_backward(_joined(dv), x)
+        dx = to_q.explicit_backward(_joined(dq), read)
+        dx += self.k.explicit_backward(_joined(dk), read)
+        dx += self.v.explicit_backward(_joined(dv), read)
         return dx
 
     def value_path(self) -> tuple[list[Linear], list[Linear]]:

@@ -17,8 +17,10 @@ from residuum.model.experts import MixtureOfExperts
 from residuum.model.gradient import Saved
 from residuum.model.linear import Linear, make_linear
 
-ROWS = 256
-"""Rows that the explicit pair takes at a time: many enough for the matrix product, few enough to stay in the cache."""
+CHUNK = 2**18
+"""Numbers of a kind that the explicit pair takes at a time on a CPU, unless they were fewer than `LEAST_ROWS` rows: few
+enough to stay in the cache, and rows enough for the matrix product."""
+LEAST_ROWS = 256
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -121,7 +123,9 @@ class GatedFeedForward(nn.Module):
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Float[Tensor, "*rows d_model"], Saved]:
         """Keeps x and both products with it."""
-        gate, up = self.gate.explicit_forward(x)[0], self.up.explicit_forward(x)[0]
+        read = self.gate.read(x)
+        gate, up = self.gate.explicit_forward(read)[0], self.up.explicit_forward(read)[0]
+        del read
         down = self.down.ready()
         y = by_rows(lambda gate, up: down.explicit_forward(self.act.forward(gate) * up)[0], gate, up)
         y, dropped = self.dropout.explicit_forward(y)
@@ -137,8 +141,9 @@ class GatedFeedForward(nn.Module):
             share = self.act.forward(gate)
             da = down.explicit_backward(dy, share * up)
             dgate = self.act.backward(da * up, gate)
-            dx = to_gate.explicit_backward(dgate, x)
-            return dx.add_(to_up.explicit_backward(da.mul_(share), x))
+            read = self.gate.read(x)
+            dx = to_gate.explicit_backward(dgate, read)
+            return dx.add_(to_up.explicit_backward(da.mul_(share), read))
 
         return by_rows(backward, dy, gate, up, x)
 
@@ -147,21 +152,22 @@ class GatedFeedForward(nn.Module):
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Float[Tensor, "*rows _"]) -> Float[Tensor, "*rows out"]:
-    """`function` of all rows, on a CPU ROWS at a time: what lies between its input and its output never exists whole.
+    """`function` of all rows, on a CPU some at a time: what lies between its input and its output never exists whole.
 
     A GPU, which wants few large products, takes all at once.
     """
     first = tensors[0]
     rows = [tensor.flatten(0, -2) for tensor in tensors]
-    if len(rows[0]) <= ROWS or first.device.type != "cpu":
+    size = max(CHUNK // max(tensor.shape[-1] for tensor in tensors), LEAST_ROWS)
+    if len(rows[0]) <= size or first.device.type != "cpu":
         y = function(*rows)
         return y.view(*first.shape[:-1], y.shape[-1])  # there may be no row, and then −1 could be any width
     y = torch.empty(0)
-    for start in range(0, len(rows[0]), ROWS):
-        part = function(*(tensor[start : start + ROWS] for tensor in rows))
+    for start in range(0, len(rows[0]), size):
+        part = function(*(tensor[start : start + size] for tensor in rows))
         if not start:
             y = part.new_empty(len(rows[0]), part.shape[-1])
-        y[start : start + ROWS] = part
+        y[start : start + size] = part
     return y.view(*first.shape[:-1], -1)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,10 @@ class Linear(nn.Module):
     def ready(self) -> Linear | ReadyBitLinear:
         """What has its pair and can be used many times: whatever must be done to W first is done once."""
         return self
+
+    def read(self, x: Float[Tensor, "*rows d_in"]) -> Any:
+        """What the pair takes in the place of x where several maps read it: what must be done to x is done once."""
+        return x
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
         """Keeps x, which the gradient of W needs."""
@@ -76,11 +82,37 @@ class BitLinear(Linear):
         with torch.no_grad():
             return ReadyBitLinear(self, *ternary(self.weight))
 
-    def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
+    def read(self, x: Float[Tensor, "*rows d_in"] | Rounded) -> Rounded:
+        """Maps without a norm of their own round the same x alike."""
+        if isinstance(x, Rounded):
+            return x
+        of_norm: Saved = ()
+        if self.norm is not None:
+            x, of_norm = self.norm.explicit_forward(x)
+        return Rounded(*eight_bits(x), x.dtype, of_norm)
+
+    def explicit_forward(self, x: Float[Tensor, "*rows d_in"] | Rounded) -> tuple[Float[Tensor, "*rows d_out"], Any]:
         return self.ready().explicit_forward(x)
 
-    def explicit_backward(self, dy: Float[Tensor, "*rows d_out"], x: Tensor) -> Float[Tensor, "*rows d_in"]:
+    def explicit_backward(
+        self, dy: Float[Tensor, "*rows d_out"], x: Float[Tensor, "*rows d_in"] | Rounded
+    ) -> Float[Tensor, "*rows d_in"]:
         return self.ready().explicit_backward(dy, x)
+
+
+@dataclass
+class Rounded:
+    """x̂, in levels of a step a row, for the maps that read it; with x's type and what the norm before it kept."""
+
+    levels: Float[Tensor, "*rows d_in"]
+    step: Float[Tensor, "*rows 1"]
+    dtype: torch.dtype
+    of_norm: Saved
+
+    @cached_property
+    def values(self) -> Float[Tensor, "*rows d_in"]:
+        """x̂ itself."""
+        return self.levels * self.step
 
 
 class ReadyBitLinear(NamedTuple):
@@ -90,28 +122,23 @@ class ReadyBitLinear(NamedTuple):
     weight: Float[Tensor, "d_out d_in"]
     weight_step: Float[Tensor, ""]
 
-    def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
+    def explicit_forward(self, x: Float[Tensor, "*rows d_in"] | Rounded) -> tuple[Float[Tensor, "*rows d_out"], Any]:
         """Keeps x: its levels are cheaper to compute again."""
-        levels, step, _ = self._read(x)
-        y = product(levels, self.weight.t())
-        y = y.mul_(step * self.weight_step)
+        read = self.map.read(x)
+        y = product(read.levels, self.weight.t())
+        y = y.mul_(read.step * self.weight_step)
         return y if self.map.bias is None else y.add_(self.map.bias), x
 
-    def explicit_backward(self, dy: Float[Tensor, "*rows d_out"], x: Tensor) -> Float[Tensor, "*rows d_in"]:
-        """dW = Σ_rows dyᵀ x̂, with the step of each row on dy's side; dx̂ = dy Ŵ; both pass the rounding as they are."""
-        levels, step, of_norm = self._read(x)
-        rows = dy.flatten(0, -2)
-        accumulate_product(self.map.weight, (dy * step).flatten(0, -2), levels.flatten(0, -2))
+    def explicit_backward(
+        self, dy: Float[Tensor, "*rows d_out"], x: Float[Tensor, "*rows d_in"] | Rounded
+    ) -> Float[Tensor, "*rows d_in"]:
+        """dW = Σ_rows dyᵀ x̂, dx̂ = dy Ŵ; both pass the rounding as they are."""
+        read = self.map.read(x)
+        accumulate_product(self.map.weight, dy.flatten(0, -2), read.values.to(dy.dtype).flatten(0, -2))
         if self.map.bias is not None:
-            accumulate(self.map.bias, rows.sum(0))
-        dx = product(dy, self.weight).mul_(self.weight_step).to(x.dtype)
-        return dx if self.map.norm is None else self.map.norm.explicit_backward(dx, of_norm)
-
-    def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Saved]:
-        of_norm: Saved = ()
-        if self.map.norm is not None:
-            x, of_norm = self.map.norm.explicit_forward(x)
-        return *eight_bits(x), of_norm
+            accumulate(self.map.bias, dy.flatten(0, -2).sum(0))
+        dx = product(dy, self.weight).mul_(self.weight_step).to(read.dtype)
+        return dx if self.map.norm is None else self.map.norm.explicit_backward(dx, read.of_norm)
 
 
 def make_linear(config: ModelConfig, d_in: int, d_out: int, std: float, inner: bool = False) -> Linear:

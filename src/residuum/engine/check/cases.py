@@ -17,11 +17,11 @@ from residuum.engine.explicit import Explicit
 from residuum.model import Block, ModelConfig, Transformer
 from residuum.model import attend as dot_product
 from residuum.model.attention import Attention
-from residuum.model.cross_entropy import LEAST_ROWS, NOT_COUNTED, cross_entropy, explicit_cross_entropy
+from residuum.model.cross_entropy import NOT_COUNTED, cross_entropy, explicit_cross_entropy
 from residuum.model.dropout import Dropout
 from residuum.model.embedding import Embedding
 from residuum.model.experts import Balance, MixtureOfExperts
-from residuum.model.feedforward import ACTIVATIONS, GATES, ROWS, make_feedforward
+from residuum.model.feedforward import ACTIVATIONS, CHUNK, GATES, LEAST_ROWS, make_feedforward
 from residuum.model.gradient import BLOCK
 from residuum.model.linear import BitLinear, Linear
 from residuum.model.norm import LayerNorm, RMSNorm
@@ -30,6 +30,8 @@ from residuum.model.product import ONEDNN_FROM
 from residuum.model.residual import REGISTRY
 
 BATCH, POS, D_MODEL, VOCAB = 2, 5, 12, 31
+WIDE = CHUNK // LEAST_ROWS + 1
+"""So wide that a chunk has no more than `LEAST_ROWS` rows."""
 
 Make = Callable[[torch.dtype], Pair]
 
@@ -61,7 +63,7 @@ def cases() -> list[Case]:
         ("dropout", "dropout", lambda kind: of_module(Dropout(0.3), stream(kind))),
         *(("feedforward", name, _feedforward(activation=name)) for name in (*ACTIVATIONS, *GATES)),
         ("feedforward", "feedforward-bias-dropout", _feedforward(bias=True, dropout=0.3)),
-        ("feedforward", "by-rows", _feedforward(ROWS)),
+        ("feedforward", "by-rows", _feedforward(LEAST_ROWS, d_ff=WIDE)),
         *(
             (part, f"ternary-{part}", _held(make(**TERNARY, activation="swiglu", bias=True)))
             for part, make in (("feedforward", _feedforward), ("attention", _attention), ("experts", _experts))
@@ -84,7 +86,7 @@ def cases() -> list[Case]:
         ("positions", "learned", _learned),
         ("embedding", "embedding", _embedding),
         ("cross_entropy", "cross-entropy", _cross_entropy(POS)),
-        ("cross_entropy", "chunked", _cross_entropy(LEAST_ROWS)),
+        ("cross_entropy", "chunked", _cross_entropy(LEAST_ROWS, WIDE)),
         ("head", "tied", _tied_head),
         *((name, name, _connection(name)) for name in REGISTRY),
         ("block", "decoder", _block(positions="rotary", n_kv_heads=2, norm="rmsnorm", activation="swiglu")),
@@ -290,9 +292,9 @@ def _embedding(kind: torch.dtype) -> Pair:
     return Pair(part, {}, lambda: part(read), explicit)
 
 
-def _cross_entropy(length: int) -> Make:
+def _cross_entropy(length: int, vocab: int = VOCAB) -> Make:
     def make(kind: torch.dtype) -> Pair:
-        head, (_, wanted) = ready(Linear(D_MODEL, VOCAB, False, 0.3), kind), tokens(length)
+        head, (_, wanted) = ready(Linear(D_MODEL, vocab, False, 0.3), kind), tokens(length)
 
         def explicit(dy: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor]]:
             loss, dx = explicit_cross_entropy(x, head, wanted, dy.item())
