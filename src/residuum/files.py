@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -85,7 +86,13 @@ def check_free(path: Path, setting: str) -> None:
 
 def cannot_write(path: Path, error: OSError) -> InputError:
     """The one line for a disk that refused."""
-    return InputError(f"cannot write {path}: {error.strerror or error}: make room or choose another place")
+    return InputError(f"cannot write {path}: {refusal(error)}")
+
+
+def refusal(error: OSError) -> str:
+    """Why the system did not write, and the mend."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{error.strerror or error}: {'make room or ' if full else ''}choose another place"
 
 
 def _flush_folder(folder: Path) -> None:

@@ -72,7 +72,9 @@ def _run(verb: str, args: list[str]) -> int:
             return _unread()
         raise
     except OSError as error:
-        return _complain(f"{error.filename or 'output'}: {error.strerror or error}: choose another place, or make room")
+        from residuum.files import refusal
+
+        return _complain(f"{error.filename or 'output'}: {refusal(error)}")
 
 
 def _unread() -> int:

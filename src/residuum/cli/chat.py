@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from residuum.train.chat import Chat
 USAGE = """Write a text by turns with a trained run: a line of yours, and what follows it.
 
 A run that answers questions (data.answer) is asked one a line. /reset begins a new document, /quit or the end of the
-input ends; Ctrl-C ends an answer that takes too long.
+input ends; Ctrl-C ends an answer that takes too long. A line of a pipe that cannot be read is answered with an empty
+one, and the exit status is 2.
 """
 
 
@@ -48,8 +50,10 @@ def main(args: list[str]) -> int:
             import readline  # noqa: F401 - lines can be edited, and those before come back
         what = "a question" if reader.mark is not None else "a line of the text"
         note(f"type {what}; /reset begins a new document, Ctrl-C ends an answer, Ctrl-D ends")
-    told = False
-    for line in _lines("> " if person and sys.stdout.isatty() else ""):
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # for check_text to find, so that the next line can be read
+    told, status = False, 0
+    for number, line in enumerate(_lines("> " if person and sys.stdout.isatty() else ""), 1):
         if line == "/quit":
             break
         if line == "/reset":
@@ -59,13 +63,14 @@ def main(args: list[str]) -> int:
             with _interrupting(chat) if person else contextlib.nullcontext():
                 _answer(chat, line)
         except InputError as error:
+            note(str(error) if person else f"line {number}: {error}")
             if not person:
-                raise
-            note(str(error))
+                print(flush=True)  # so that the answers stand in the lines of their questions
+                status = 2
         if chat.text.forgotten and not told:
             note_passed(reader.decoder.context)
             told = True
-    return 0
+    return status
 
 
 def _lines(prompt: str) -> Iterator[str]:
@@ -77,8 +82,6 @@ def _lines(prompt: str) -> Iterator[str]:
             if prompt:
                 print()
             return
-        except UnicodeDecodeError:
-            raise InputError("standard input is not UTF-8 text") from None
         yield line.removesuffix("\r")
 
 

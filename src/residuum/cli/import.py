@@ -12,7 +12,8 @@ from residuum.export.huggingface.source import Source
 from residuum.train import Recipe
 
 USAGE = """Make a run of a BitNetForCausalLM that transformers wrote: packed ternary weights of either class of its
-linear maps, or those that it trains. Its tokenizer comes along.
+linear maps, or those that it trains. Its tokenizer comes along, and its shape is the run's: of the model options only
+--model.context, up to the folder's, and --model.dropout can be given.
 
 residuum generate and residuum audit then take the run, and residuum train --resume RUN trains it further, on what
 --data.source says, with --optim and --run as given here.

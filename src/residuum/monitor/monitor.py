@@ -12,6 +12,7 @@ from torch import nn
 from residuum.audit import judge
 from residuum.audit.finding import Evidence, source_of
 from residuum.errors import InputError
+from residuum.files import refusal
 from residuum.monitor.destination import destination
 from residuum.monitor.flips import Flips
 from residuum.monitor.line import FIELDS, line_of
@@ -121,7 +122,7 @@ class Monitor:
         try:
             self._write(line)
         except OSError as error:  # nor may a full disk
-            self._leave_out(f"cannot write: {error.strerror or error}: make room or choose another place")
+            self._leave_out(f"cannot write: {refusal(error)}")
         except Exception as error:  # nor somebody's own destination
             self._leave_out(f"writing to `to` raised {type(error).__name__}: {error}")
         return None

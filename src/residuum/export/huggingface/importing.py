@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from residuum.errors import InputError
-from residuum.export.huggingface.read import model_config, read_model, read_tokenizer
+from residuum.export.huggingface.config import model_config
+from residuum.export.huggingface.read import read_model, read_tokenizer
 from residuum.export.huggingface.source import Source
 from residuum.files import check_free, whole_folder, write_whole
 from residuum.train import Recipe, RunFolder

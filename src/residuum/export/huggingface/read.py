@@ -1,16 +1,16 @@
-"""What a folder with a `BitNetForCausalLM` says, as a model and a tokenizer of ours."""
+"""The weights and the tokenizer of a folder with a `BitNetForCausalLM`, as a model and a tokenizer of ours."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 import torch
 from torch import Tensor
 
 from residuum.errors import InputError
-from residuum.export.huggingface import bitnet, llama
+from residuum.export.huggingface import bitnet
+from residuum.export.huggingface.config import Form, form_of
 from residuum.export.huggingface.names import renamed
 from residuum.export.huggingface.source import CONFIG, Source
 from residuum.model import ModelConfig, Transformer
@@ -20,78 +20,6 @@ from residuum.packed.reference import unpacked
 from residuum.train.tokenizer import ImportedTokenizer
 
 TOKENIZER = "tokenizer.json"
-
-Form = Literal["bitlinear", "offline", "online"]
-"""How the ternary maps are written, each for a class of transformers: packed, with 1 / the size of a level; packed or
-as levels, with the size; or as they are trained."""
-
-
-def model_config(source: Source) -> ModelConfig:
-    """The shape that config.json says. Raises `InputError` for what no shape of ours computes."""
-    try:
-        return _model_config(source.config, source.path / CONFIG)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{source.path / CONFIG} cannot be read: {type(error).__name__}: {error}: write it anew with "
-            "save_pretrained"
-        ) from error
-
-
-def _model_config(content: dict[str, Any], file: Path) -> ModelConfig:
-    if "auto_map" in content and content.get("model_type") != "bitnet":
-        raise InputError(f"{file} asks for code of its own, which is not run: take auto_map away if it needs none")
-    named = content.get("architectures") or ["BitNetForCausalLM"]
-    if content.get("model_type") != "bitnet" or named != ["BitNetForCausalLM"]:
-        what = content.get("model_type") if named == ["BitNetForCausalLM"] else named[0]
-        raise InputError(f"{file} is of a {what}: only a BitNetForCausalLM can be imported")
-    form_of(content, file)
-    gates = {theirs: ours for ours, theirs in llama.GATES.items()}
-    if (gate := content.get("hidden_act", "relu2")) not in gates:
-        raise InputError(f"{file}: hidden_act = {gate!r}: only {' or '.join(gates)} can be imported")
-    if content.get("attention_bias"):
-        raise InputError(f"{file}: attention_bias = true: only a model without biases can be imported")
-    try:
-        config = ModelConfig(
-            vocab_size=content["vocab_size"],
-            context=content.get("max_position_embeddings", 2048),
-            d_model=content["hidden_size"],
-            n_layers=content["num_hidden_layers"],
-            n_heads=content["num_attention_heads"],
-            n_kv_heads=content.get("num_key_value_heads"),
-            d_ff=content["intermediate_size"],
-            activation=gates[gate],  # type: ignore[arg-type]
-            linear="ternary",
-            norm="rmsnorm",
-            norm_eps=content.get("rms_norm_eps", 1e-5),
-            positions="rotary",
-            rotary_base=_rotary_base(content, file),
-            head="tied" if content.get("tie_word_embeddings", False) else "untied",
-        )
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-    if content.get("head_dim") not in (None, config.d_head):
-        raise InputError(
-            f"{file}: head_dim = {content['head_dim']} is not hidden_size / num_attention_heads = {config.d_head}: "
-            "only a model where it is can be imported"
-        )
-    return config
-
-
-def form_of(content: dict[str, Any], file: Path) -> Form:
-    """How config.json says that the ternary maps are written. Raises `InputError` where it says something else."""
-    said = content.get("quantization_config")
-    if not isinstance(said, dict) or said.get("quant_method") != "bitnet":
-        raise InputError(
-            f"{file} has no quantization_config of bitnet, so transformers rounds nothing: where these weights are to "
-            "be rounded, write quant_method = bitnet, linear_class = autobitlinear, quantization_mode = online into it"
-        )
-    if said.get("use_rms_norm"):
-        raise InputError(f"{file}: use_rms_norm = true has a norm before each map: only false can be imported")
-    if set(said.get("modules_to_not_convert") or ()) - {"lm_head"}:
-        raise InputError(f"{file}: modules_to_not_convert holds more than lm_head: only that can be imported")
-    if said.get("linear_class", "bitlinear") == "bitlinear":
-        return "bitlinear"
-    return "online" if said.get("quantization_mode") == "online" else "offline"
 
 
 def read_model(source: Source, config: ModelConfig) -> Transformer:
@@ -121,6 +49,14 @@ def read_model(source: Source, config: ModelConfig) -> Transformer:
             if not weight.isfinite().all():
                 raise InputError(f"{source.weights[names[name]]}: {names[name]} is not finite: write it anew")
             parameter.copy_(weight)
+        # transformers 5 ties them only if they are alike, earlier ones whatever they are
+        if config.head == "tied" and "lm_head.weight" in source.weights:
+            _check_shape(source, "lm_head.weight", tuple(model.embedding.weight.shape), "online")
+            if not torch.equal(source.tensor("lm_head.weight").float(), model.embedding.weight):
+                raise InputError(
+                    f"{source.weights['lm_head.weight']}: lm_head.weight is not the embedding, and by {CONFIG} "
+                    "(tie_word_embeddings) it is: mend either"
+                )
     return model.eval()
 
 
@@ -148,18 +84,10 @@ def read_tokenizer(source: Source) -> ImportedTokenizer:
     return ImportedTokenizer(inner, vocab_size, separator, ends)
 
 
-def _rotary_base(content: dict[str, Any], file: Path) -> float:
-    rotary = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    kind = rotary.get("rope_type", rotary.get("type", "default"))
-    if kind != "default" or rotary.get("partial_rotary_factor", 1) != 1:
-        raise InputError(f"{file}: its rotary positions are scaled ({kind}): only plain ones can be imported")
-    return float(rotary.get("rope_theta", content.get("rope_theta", 500000.0)))
-
-
 def _check_names(source: Source, expected: set[str], config: ModelConfig) -> None:
     found = {name for name in source.weights if not name.endswith("rotary_emb.inv_freq")}  # computed, not learned
     if config.head == "tied":
-        found.discard("lm_head.weight")  # the embedding's, whatever it says
+        found.discard("lm_head.weight")
     if missing := expected - found:
         raise InputError(f"{source.path} lacks the weight {min(missing)}: write it anew with save_pretrained")
     if foreign := found - expected:

@@ -52,8 +52,10 @@ class Source:
             try:
                 with safe_open(file, "pt") as opened:
                     found.update(dict.fromkeys(opened.keys(), file))
-            except (SafetensorError, OSError) as error:
+            except SafetensorError as error:
                 raise InputError(f"{file} is damaged ({error}): copy it anew") from error
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
         return found
 
     def _shards(self) -> list[str]:
