@@ -297,6 +297,11 @@ def test_what_the_folder_decides_cannot_be_chosen(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_for_transformers_is_no_run(folder: Path, capsys: Any) -> None:
+    assert main(["generate", str(folder), "--prompt", "a"]) == 2
+    assert f"make a run of it with residuum import {folder} --run.dir RUN" in capsys.readouterr().err
+
+
 def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder)
     with pytest.raises(InputError, match=r"--run\.dir is missing"):

@@ -82,6 +82,9 @@ def test_other_files_are_refused(make, tmp_path) -> None:
         path.write_bytes(foreign)
         with pytest.raises(InputError, match="is no packed model"):
             load(path)
+    path.write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(InputError, match=r"is for llama\.cpp"):
+        load(path)
     save_file({"weight": np.zeros(3)}, path)
     with pytest.raises(InputError, match="is no packed model"):
         load(path)

@@ -153,7 +153,10 @@ def test_a_run_that_asks_questions(tmp_path: Path) -> None:
     assert lines[-1]["bits_per_byte"] == pytest.approx(right / np.log(2) / answer_bytes(), rel=0.05)
     chart = training_chart(folder.metrics())
     assert chart is not None
-    assert "of held-out questions are answered right after 4 steps" in str(chart)
+    kinds = lines[-1]["exact_match_by_kind"]
+    assert sorted(kinds) == ["n*n", "n+n"]
+    shown = ", ".join(f"{kind} {share:.1%}" for kind, share in kinds.items())
+    assert f"of held-out questions ({shown}) are answered right after 4 steps" in str(chart)
 
 
 def answer_bytes() -> int:

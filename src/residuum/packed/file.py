@@ -58,6 +58,8 @@ def load(path: Path) -> PackedFile:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}: give the file of a packed model") from None
+    if data.startswith(b"GGUF"):
+        raise InputError(f"{path} is for llama.cpp: give the run that it was exported from")
     metadata = _metadata(data)
     if metadata is None or not str(metadata.get("format")).startswith("residuum.packed/"):
         raise InputError(f"{path} is no packed model, or a damaged one: {ANEW}")
