@@ -16,6 +16,7 @@ import torch
 from residuum.audit.rules import RULES
 from residuum.model import ModelConfig, Transformer
 from residuum.model.residual import REGISTRY
+from residuum.study.register import chosen
 
 ROOT = Path(__file__).parents[1]
 BACKPROP = sorted((ROOT / "docs" / "backprop").glob("*.md"))
@@ -94,6 +95,16 @@ def test_the_gallery_has_a_card_for_every_connection_as_it_is_now() -> None:
         card = pages["README.md"].split(f"\n## {name}\n")[1].split("\n## ")[0]
         assert "https://" in card or name == "none", name
         assert "Use: " in card, name
+
+
+def test_the_register_has_every_claim_as_it_is_now() -> None:
+    """What came out is the page's; what was asked is the code's."""
+    page = (ROOT / "docs" / "claims.md").read_text()
+    sections = dict(re.findall(r"^## (\S+)\n\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(sections) == [claim.id for claim in chosen()]
+    for claim in chosen():
+        for text in (claim.statement, claim.source, claim.experiment, claim.metric, claim.threshold):
+            assert text in sections[claim.id]
 
 
 def test_every_derivation_names_the_lines_it_lives_on_now() -> None:

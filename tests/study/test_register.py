@@ -136,8 +136,15 @@ def test_the_command_prints_tables(doubles: None, tmp_path: Path, capsys: pytest
     assert max(map(len, text.splitlines())) <= 100
     assert "does not hold" in text and "0 of 1 claims hold" in text
     assert study("claims", "--only", "doubles", "--store", str(tmp_path), "--format", "md") == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 3 and "the square of x \\| is 2 x" in rows[2]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("| [")] == [
+        "| [the square of x \\| is 2 x](#doubles) | does not hold |"
+    ]
+    assert "## doubles" in lines and "0 of 1 claims hold" in lines[2]
+    assert [line.split(":")[0] for line in lines if line.startswith("- ")] == [
+        f"- *{field}*" for field in ("source", "experiment", "metric", "threshold")
+    ]
+    assert lines[-1].startswith("**does not hold**: ")
 
 
 @pytest.mark.parametrize(

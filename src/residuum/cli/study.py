@@ -19,6 +19,7 @@ from residuum.cli.options import parse
 from residuum.cli.output import check_writable, put
 from residuum.cli.progress import studying
 from residuum.errors import InputError
+from residuum.study import register_report
 from residuum.study.compare import compare
 from residuum.study.depth import Grid, depth, full_grid, quick_grid
 from residuum.study.launch import launcher
@@ -247,17 +248,9 @@ def _claims(args: list[str]) -> None:
         content = {"schema": SCHEMA, "quick": options.quick, "claims": [each.to_dict() for each in judged]}
         put(json.dumps(content, indent=2, allow_nan=False) + "\n", options.out)
     elif options.format == "md":
-        put(_claims_in_markdown(judged), options.out)
+        put(register_report.to_markdown(judged, options.quick), options.out)
     else:
         _print_claims(judged, Console())
-
-
-def _claims_in_markdown(judged: list[Judged]) -> str:
-    lines = ["| claim | outcome | figures |", "|---|---|---|"]
-    for each in judged:
-        cells = (f"**{each.claim.id}**: {each.claim.statement} ({each.claim.source})", each.said, each.sentence)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def _print_claims(judged: list[Judged], console: Console) -> None:

@@ -1,0 +1,37 @@
+"""The register of claims as Markdown: a table of all, then each with what was asked and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from residuum.study.register import Judged
+
+FIELDS = ("source", "experiment", "metric", "threshold")
+
+
+def to_markdown(judged: Sequence[Judged], quick: bool) -> str:
+    """Every field of every claim; `quick` says that the experiments were the smaller ones."""
+    held = sum(each.said == "holds" for each in judged)
+    command = f"residuum study claims{' --quick' if quick else ''}"
+    seconds = sum(each.seconds for each in judged)
+    lines = [
+        "# What is claimed of residual connections",
+        "",
+        f"{held} of {len(judged)} claims hold as they are said, in small networks. Every threshold was fixed before "
+        "its experiment was run.",
+        "",
+        f"`{command} --format md` writes this page: {seconds / 60:.0f} min of one core.",
+        "",
+        "| claim | outcome |",
+        "|---|---|",
+        *(f"| [{_cell(each.claim.statement)}](#{each.claim.id}) | {each.said} |" for each in judged),
+    ]
+    for each in judged:
+        asked = [f"- *{name}*: {getattr(each.claim, name)}" for name in FIELDS]
+        found = f"**{each.said}**: {each.sentence}"
+        lines += ["", f"## {each.claim.id}", "", f"{each.claim.statement}.", "", *asked, "", found]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
