@@ -42,12 +42,12 @@ def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not evaluated:
         return None
     last = evaluated[-1]
-    title = f"held-out text costs {last['bits']:.2f} bits per byte after {last['step']} steps"
+    title = f"held-out text costs {last['bits']:.2f} bits per byte after {last['step']:,} steps"
     if right:
         of_all, by_kind = right[-1]
         kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in by_kind.items()) if len(by_kind) > 1 else ""
         asked = f"held-out questions{f' ({kinds})' if kinds else ''}"
-        title = f"{of_all:.1%} of {asked} are answered right after {last['step']} steps"
+        title = f"{of_all:.1%} of {asked} are answered right after {last['step']:,} steps"
     if bigram is not None:
         below = 1 - last["bits"] / bigram
         title += f", {abs(below):.0%} {'below' if below >= 0 else 'above'} a byte bigram model"
