@@ -91,8 +91,9 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 def refusal(error: OSError) -> str:
     """Why the system did not write, and the mend."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return f"{error.strerror or error}: {'make room or ' if full else ''}choose another place"
+    room = (None, errno.ENOSPC, errno.EDQUOT)  # None: a library says so in its own words
+    mend = "make room or " if error.errno in room else "raise ulimit -f or " if error.errno == errno.EFBIG else ""
+    return f"{error.strerror or error}: {mend}choose another place"
 
 
 def _flush_folder(folder: Path) -> None:

@@ -67,6 +67,10 @@ def test_a_line_at_fault_of_a_pipe_has_an_empty_answer(answers_run: Path, noise_
     plain = subprocess.run(command, input=b"the\n", capture_output=True)
     assert (done.returncode, done.stdout) == (2, b"\n" + plain.stdout)
     assert done.stderr == b"residuum: line 1: standard input is not UTF-8 text\n"
+    with_mark = subprocess.run(command, input=b"\xef\xbb\xbfthe\n", capture_output=True)
+    assert (with_mark.returncode, with_mark.stdout) == (0, plain.stdout)
+    odd = subprocess.run(command, input=b"the", capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-16"})
+    assert (odd.returncode, odd.stderr.count(b"Traceback")) == (2, 0)
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["chat", str(noise_run)]) == 2
     assert "standard input is closed" in capsys.readouterr().err

@@ -155,6 +155,31 @@ def test_shards_and_half_precision(folder: Path, tmp_path: Path) -> None:
         read_model(Source(folder), recipe_of(folder).model)
 
 
+def test_an_index_beside_whole_weights_is_of_earlier_ones(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    read_model(Source(folder), recipe_of(folder).model)
+
+
+def test_what_a_config_leaves_open_is_what_transformers_takes(folder: Path, transformers: Any) -> None:
+    """Names that are absent, null, or said twice."""
+    plain = {"rope_type": "default"}
+    for values in (
+        {"num_key_value_heads": None},
+        {"rope_scaling": {**plain, "rope_theta": 50.0}, "rope_parameters": {**plain, "rope_theta": 7.0}},
+        {"rope_scaling": None, "rope_parameters": {**plain, "rope_theta": 7.0}},
+        {"hidden_act": "swish"},
+    ):
+        change(folder, **values)
+        theirs, ours = transformers.BitNetConfig.from_pretrained(folder), recipe_of(folder).model
+        assert ours.rotary_base == theirs.rope_parameters["rope_theta"], values
+        assert ours.kv_heads == theirs.num_key_value_heads, values
+        assert (ours.head == "tied") == bool(theirs.tie_word_embeddings), values
+    content = json.loads((folder / "config.json").read_text())
+    del content["num_key_value_heads"]
+    (folder / "config.json").write_text(json.dumps({**content, "num_attention_heads": 10, "hidden_size": 40}))
+    assert recipe_of(folder).model.kv_heads == transformers.BitNetConfig.from_pretrained(folder).num_key_value_heads
+
+
 def test_a_map_of_zeros_stays_one(folder: Path) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     change_weights(folder, **{name: torch.full((6, 20), 0b01010101, dtype=torch.uint8)})
@@ -164,38 +189,50 @@ def test_a_map_of_zeros_stays_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "is of a LlamaForCausalLM"),
-        ({"architectures": ["BitNetModel"]}, "is of a BitNetModel"),
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, 'architectures = ["LlamaForCausalLM"]: only'),
+        ({"architectures": ["BitNetModel"]}, 'architectures = ["BitNetModel"]: only ["BitNetForCausalLM"]'),
+        ({"model_type": "llama"}, 'model_type = "llama": only "bitnet"'),
         ({"auto_map": {"AutoModel": "code.Model"}, "model_type": "bitnet_like"}, "code of its own"),
         ({"quantization_config": None}, "no quantization_config"),
         ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm"),
         (
             {"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": ["up_proj"]}},
-            "only lm_head alone",
+            'modules_to_not_convert = ["up_proj"]: only null or ["lm_head"]',
         ),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
         ({"head_dim": 8}, "head_dim"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "json: rope_scaling scales"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "json: rope_parameters scales"),
+        ({"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": []}}, "not_convert = []: only"),
+        ({"quantization_config": {"quant_method": "bitnet", "linear_class": "BitLinear"}}, 'class = "BitLinear": only'),
+        ({"quantization_config": {"quant_method": "bitnet", "quantization_mode": "Online"}}, 'mode = "Online": only'),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 'json: rope_scaling has rope_type = "linear"'),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, 'json: rope_parameters has rope_type = "yarn"'),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "has partial_rotary_factor = 0.5"),
         ({"rope_parameters": [1]}, "rope_parameters = [1] is no table"),
-        ({"rope_theta": "far", "rope_parameters": None}, "rope_theta = far: only a number"),
+        ({"rope_theta": "far", "rope_parameters": None}, 'rope_theta = "far": only a number'),
         ({"num_attention_heads": 5}, "hidden_size = 24 is not divisible by num_attention_heads = 5"),
         ({"num_attention_heads": 8}, "rotary positions turn pairs of entries"),
         ({"num_key_value_heads": 3}, "num_attention_heads = 4 is not divisible by num_key_value_heads = 3"),
-        ({"hidden_size": "wide"}, "hidden_size = wide: only a whole number"),
+        ({"hidden_size": "wide"}, 'hidden_size = "wide": only a whole number'),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"vocab_size": 0}, "vocab_size = 0"),
         ({"intermediate_size": True}, "intermediate_size = true"),
-        ({"max_position_embeddings": 10**12}, "max_position_embeddings = 1000000000000: at most"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings = 1000000000000: only a whole number from 1 to"),
         ({"rms_norm_eps": 0}, "rms_norm_eps = 0"),
-        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = yes"),
-        ({"architectures": [1]}, "is of a 1"),
-        ({"architectures": {"a": 1}}, "is of a {'a': 1}"),
-        ({"hidden_act": ["relu2"]}, "hidden_act = ['relu2']"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps = 1000"),
+        ({"rope_parameters": None, "rope_theta": 1e-300}, "rope_theta = 1e-300"),
+        ({"vocab_size": 2**31 - 1}, "json: vocab_size = 2147483647: only"),
+        ({"hidden_size": 2**31 - 4, "num_attention_heads": 2, "num_key_value_heads": 2}, "embed_tokens.weight is F32"),
+        ({"hidden_size": 2**31 - 1, "num_attention_heads": 4}, "is not divisible by num_attention_heads"),
+        ({"tie_word_embeddings": "yes"}, 'tie_word_embeddings = "yes"'),
+        ({"architectures": [1]}, "architectures = [1]: only"),
+        ({"architectures": {"a": 1}}, 'architectures = {"a": 1}: only'),
+        ({"hidden_act": ["relu2"]}, 'hidden_act = ["relu2"]'),
         ({"quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": [["a"]]}}, "modules_to_not"),
-        ({"hidden_size": 32}, "by config.json"),
-        ({"num_hidden_layers": 3}, "lacks the weight model.layers.2"),
+        ({"hidden_size": 32}, "embed_tokens.weight is F32 [290, 24], and by config.json F32 [290, 32]"),
+        ({"intermediate_size": 24}, "by config.json"),
+        ({"num_hidden_layers": 3}, "lacks the weights of layer 2, and by config.json num_hidden_layers is 3"),
+        ({"num_hidden_layers": 100_000}, "lacks the weights of layer 2, and"),
         ({"num_hidden_layers": 1}, "leaves no place for"),
         ({"tie_word_embeddings": False}, "lacks the weight lm_head.weight"),
         ({"vocab_size": 280}, "vocab_size"),
@@ -253,7 +290,13 @@ def _pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def _panic(folder: Path) -> None:
+    """What the tokenizers package reads with an exception that is no `Exception`."""
+    change(folder, "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+
+
 def _outside(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {Q: "../x.safetensors"}}))
 
 
@@ -268,6 +311,7 @@ def _outside(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "no tokenizer"),
+        (_panic, "no tokenizer"),
         (lambda folder: change(folder, "generation_config.json", eos_token_id=[0, 999]), "is no token"),
         (lambda folder: shutil.rmtree(folder), "is no folder"),
     ],
@@ -299,7 +343,9 @@ def test_what_the_folder_decides_cannot_be_chosen(
 
 def test_a_folder_for_transformers_is_no_run(folder: Path, capsys: Any) -> None:
     assert main(["generate", str(folder), "--prompt", "a"]) == 2
-    assert f"make a run of it with residuum import {folder} --run.dir RUN" in capsys.readouterr().err
+    assert "perhaps a model of transformers" in capsys.readouterr().err
+    assert main(["generate", str(folder / "model.safetensors"), "--prompt", "a"]) == 2
+    assert "has the weights of a model of transformers" in capsys.readouterr().err
 
 
 def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:

@@ -260,6 +260,30 @@ def test_chunk_borders_change_nothing(values: dict[str, Any], monkeypatch: pytes
     assert compare("", "", "autograd", pieces, gradients_of("autograd", model, batch)).ok
 
 
+@pytest.mark.parametrize("parts", [["attn.q"], ["attn.k", "ff.up"], ["ff.gate", "attn.v"], []], ids=str)
+def test_some_maps_of_a_block_round_what_they_read(parts: list[str]) -> None:
+    """And one has a norm of its own: only maps that all round x as it is share it."""
+    block = ready(Block(config(linear="ternary", norm="rmsnorm", activation="swiglu"), 0), torch.float64)
+    for name in parts:
+        block.set_submodule(
+            name, ready(Linear(12, block.get_submodule(name).weight.shape[0], False, 0.3), torch.float64)
+        )
+    if not parts:
+        block.attn.q.norm = ready(RMSNorm(12, 1e-5), torch.float64)
+        block.ff.up.norm = ready(RMSNorm(12, 1e-5), torch.float64)
+    x, dy = torch.randn(2, 2, 5, 12, dtype=torch.float64).unbind()
+    x.requires_grad_()
+    block(x).backward(dy)
+    expected = {name: parameter.grad for name, parameter in block.named_parameters()}
+    block.zero_grad()
+    with torch.no_grad():
+        y, saved = block.explicit_forward(x)
+        torch.testing.assert_close(y, block(x))
+        torch.testing.assert_close(block.explicit_backward(dy, saved), x.grad)
+    for name, parameter in block.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
 def test_blocks_of_a_gradient_at_their_real_size() -> None:
     def make(kind: torch.dtype) -> Pair:
         return of_module(ready(Linear(3, 2 * gradient.BLOCK + 7, True, 0.3), kind), torch.randn(2, 3, dtype=kind))

@@ -141,6 +141,7 @@ def test_the_command_prints_tables(doubles: None, tmp_path: Path, capsys: pytest
         "| [the square of x \\| is 2 x](#doubles) | does not hold |"
     ]
     assert "## doubles" in lines and "0 of 1 claims hold" in lines[2]
+    assert lines[4].startswith("`residuum study claims --only doubles --format md` writes this page: ")
     assert [line.split(":")[0] for line in lines if line.startswith("- ")] == [
         f"- *{field}*" for field in ("source", "experiment", "metric", "threshold")
     ]

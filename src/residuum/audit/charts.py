@@ -32,7 +32,7 @@ def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     evaluated = [
         {"step": x["step"], "bits": x["bits_per_byte"], "text": "held out"} for x in lines if "bits_per_byte" in x
     ]
-    right = [(x["exact_match"], x.get("exact_match_by_kind", {})) for x in lines if "exact_match" in x]
+    right = [(x["exact_match"], x.get("exact_match_by_kind") or {}) for x in lines if "exact_match" in x]
     trained = [
         {"step": x["step"], "bits": x["train_bits_per_byte"], "text": "training batch"}
         for x in lines
@@ -45,7 +45,7 @@ def training_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     title = f"held-out text costs {last['bits']:.2f} bits per byte after {last['step']:,} steps"
     if right:
         of_all, by_kind = right[-1]
-        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in by_kind.items()) if len(by_kind) > 1 else ""
+        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in by_kind.items()) if 1 < len(by_kind) <= 4 else ""
         asked = f"held-out questions{f' ({kinds})' if kinds else ''}"
         title = f"{of_all:.1%} of {asked} are answered right after {last['step']:,} steps"
     if bigram is not None:

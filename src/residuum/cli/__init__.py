@@ -74,7 +74,7 @@ def _run(verb: str, args: list[str]) -> int:
     except OSError as error:
         from residuum.files import refusal
 
-        return _complain(f"{error.filename or 'output'}: {refusal(error)}")
+        return _complain(f"{error.filename or 'standard input or output'}: {refusal(error)}")
 
 
 def _unread() -> int:

@@ -53,7 +53,7 @@ def main(args: list[str]) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # for check_text to find, so that the next line can be read
     told, status = False, 0
-    for number, line in enumerate(_lines("> " if person and sys.stdout.isatty() else ""), 1):
+    for number, line in enumerate(_lines(person, "> " if person and sys.stdout.isatty() else ""), 1):
         if line == "/quit":
             break
         if line == "/reset":
@@ -73,16 +73,20 @@ def main(args: list[str]) -> int:
     return status
 
 
-def _lines(prompt: str) -> Iterator[str]:
-    """What is typed, until its end."""
-    while True:
-        try:
-            line = input(prompt)
-        except EOFError:
-            if prompt:
-                print()
+def _lines(person: bool, prompt: str) -> Iterator[str]:
+    """What is typed or piped, until its end."""
+    try:
+        if not person:  # input() would take a pipe, too, but only beside an open standard error
+            for line in iter(sys.stdin.readline, ""):
+                yield line.rstrip("\r\n").removeprefix("\ufeff")
             return
-        yield line.removesuffix("\r")
+        while True:
+            yield input(prompt).removesuffix("\r")
+    except EOFError:
+        if prompt:
+            print()
+    except UnicodeError:
+        raise InputError(f"standard input is not {sys.stdin.encoding} text") from None
 
 
 def _answer(chat: Chat, line: str) -> None:

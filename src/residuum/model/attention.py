@@ -13,7 +13,7 @@ from residuum.model.attend import attend, attend_backward
 from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
 from residuum.model.gradient import Saved
-from residuum.model.linear import Linear, make_linear
+from residuum.model.linear import Linear, make_linear, read_once
 from residuum.model.positions import rotate, rotate_backward
 
 Values = Float[Tensor, "batch kv_heads pos d_head"]
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         mix: Mix | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Saved]:
         """Keeps x, k, v, what was attended to, and what the scaled dot product asks for; q is computed again."""
-        read = self.q.read(x)
+        read = read_once(x, self.q, self.k, self.v)
         q, k, v = (self._heads(part.explicit_forward(read)[0]) for part in (self.q, self.k, self.v))
         del read
         of_mix: Saved = ()
@@ -128,7 +128,7 @@ class Attention(nn.Module):
         x, k, v, attended, kept, angles, dropped, mix, of_mix = saved
         dy = self.dropout.explicit_backward(dy, dropped)
         dattended = self._heads(self.out.explicit_backward(dy, _joined(attended)))
-        read, to_q = self.q.read(x), self.q.ready()
+        read, to_q = read_once(x, self.q, self.k, self.v), self.q.ready()
         q = self._heads(to_q.explicit_forward(read)[0])
         if angles is not None:
             q = rotate(q, *angles)

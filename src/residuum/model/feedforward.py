@@ -15,7 +15,7 @@ from residuum.model.config import ModelConfig
 from residuum.model.dropout import Dropout
 from residuum.model.experts import MixtureOfExperts
 from residuum.model.gradient import Saved
-from residuum.model.linear import Linear, make_linear
+from residuum.model.linear import Linear, make_linear, read_once
 
 CHUNK = 2**18
 """Numbers of a kind that the explicit pair takes at a time on a CPU, unless they were fewer than `LEAST_ROWS` rows: few
@@ -123,7 +123,7 @@ class GatedFeedForward(nn.Module):
 
     def explicit_forward(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Float[Tensor, "*rows d_model"], Saved]:
         """Keeps x and both products with it."""
-        read = self.gate.read(x)
+        read = read_once(x, self.gate, self.up)
         gate, up = self.gate.explicit_forward(read)[0], self.up.explicit_forward(read)[0]
         del read
         down = self.down.ready()
@@ -141,7 +141,7 @@ class GatedFeedForward(nn.Module):
             share = self.act.forward(gate)
             da = down.explicit_backward(dy, share * up)
             dgate = self.act.backward(da * up, gate)
-            read = self.gate.read(x)
+            read = read_once(x, self.gate, self.up)
             dx = to_gate.explicit_backward(dgate, read)
             return dx.add_(to_up.explicit_backward(da.mul_(share), read))
 

@@ -37,10 +37,6 @@ class Linear(nn.Module):
         """What has its pair and can be used many times: whatever must be done to W first is done once."""
         return self
 
-    def read(self, x: Float[Tensor, "*rows d_in"]) -> Any:
-        """What the pair takes in the place of x where several maps read it: what must be done to x is done once."""
-        return x
-
     def explicit_forward(self, x: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_out"], Tensor]:
         """Keeps x, which the gradient of W needs."""
         if x.itemsize < 4 or torch.is_autocast_enabled(x.device.type):
@@ -83,7 +79,7 @@ class BitLinear(Linear):
             return ReadyBitLinear(self, *ternary(self.weight))
 
     def read(self, x: Float[Tensor, "*rows d_in"] | Rounded) -> Rounded:
-        """Maps without a norm of their own round the same x alike."""
+        """x̂, unless it is that already."""
         if isinstance(x, Rounded):
             return x
         of_norm: Saved = ()
@@ -113,6 +109,12 @@ class Rounded:
     def values(self) -> Float[Tensor, "*rows d_in"]:
         """x̂ itself."""
         return self.levels * self.step
+
+
+def read_once(x: Float[Tensor, "*rows d_in"], *maps: Linear) -> Any:
+    """What the pairs of all `maps` take in the place of x: x̂, computed once, where each of them rounds x itself."""
+    rounding = [part for part in maps if isinstance(part, BitLinear) and part.norm is None]
+    return rounding[0].read(x) if len(rounding) == len(maps) else x
 
 
 class ReadyBitLinear(NamedTuple):

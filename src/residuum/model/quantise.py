@@ -55,7 +55,7 @@ def straight_through(x: Tensor, levels: Tensor, step: Tensor) -> tuple[Tensor, T
     """
     if _UNROUNDED:
         return x / step, step
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not torch.is_grad_enabled():
         return levels, step
     return _StraightThrough.apply(x, levels, step), step
 

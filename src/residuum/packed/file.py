@@ -61,6 +61,8 @@ def load(path: Path) -> PackedFile:
     if data.startswith(b"GGUF"):
         raise InputError(f"{path} is for llama.cpp: give the run that it was exported from")
     metadata = _metadata(data)
+    if metadata is not None and metadata.get("format") == "pt":
+        raise InputError(f"{path} has the weights of a model of transformers: give the run that it was exported from")
     if metadata is None or not str(metadata.get("format")).startswith("residuum.packed/"):
         raise InputError(f"{path} is no packed model, or a damaged one: {ANEW}")
     if metadata["format"] != FORMAT:

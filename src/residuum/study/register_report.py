@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from residuum.study.register import Judged
+from residuum.study.register import Judged, chosen
 
 FIELDS = ("source", "experiment", "metric", "threshold")
 
@@ -12,15 +12,18 @@ FIELDS = ("source", "experiment", "metric", "threshold")
 def to_markdown(judged: Sequence[Judged], quick: bool) -> str:
     """Every field of every claim; `quick` says that the experiments were the smaller ones."""
     held = sum(each.said == "holds" for each in judged)
-    command = f"residuum study claims{' --quick' if quick else ''}"
+    ids = [each.claim.id for each in judged]
+    only = "" if ids == [claim.id for claim in chosen()] else f" --only {','.join(ids)}"
+    command = f"residuum study claims{' --quick' if quick else ''}{only}"
     seconds = sum(each.seconds for each in judged)
+    took = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
     lines = [
         "# What is claimed of residual connections",
         "",
         f"{held} of {len(judged)} claims hold as they are said, in small networks. Every threshold was fixed before "
         "its experiment was run.",
         "",
-        f"`{command} --format md` writes this page: {seconds / 60:.0f} min of one core.",
+        f"`{command} --format md` writes this page: {took} of one core.",
         "",
         "| claim | outcome |",
         "|---|---|",

@@ -50,7 +50,10 @@ class RunFolder:
         if not folder.path.is_dir():
             raise InputError(f"{path} is no folder: give the folder of a run")
         if not folder.recipe_file.is_file() and (folder.path / "config.json").is_file():
-            raise InputError(f"{path} is for transformers: make a run of it with residuum import {path} --run.dir RUN")
+            raise InputError(
+                f"{path} is no run folder, but perhaps a model of transformers: give the run that it is of, or "
+                "make one of a BitNetForCausalLM with residuum import"
+            )
         if not folder.recipe_file.is_file():
             raise InputError(f"{path} is no run folder: it holds no recipe.toml")
         return folder

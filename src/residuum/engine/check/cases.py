@@ -64,6 +64,7 @@ def cases() -> list[Case]:
         *(("feedforward", name, _feedforward(activation=name)) for name in (*ACTIVATIONS, *GATES)),
         ("feedforward", "feedforward-bias-dropout", _feedforward(bias=True, dropout=0.3)),
         ("feedforward", "by-rows", _feedforward(LEAST_ROWS, d_ff=WIDE)),
+        ("feedforward", "ternary-by-rows", _held(_feedforward(LEAST_ROWS, d_ff=WIDE, activation="swiglu", **TERNARY))),
         *(
             (part, f"ternary-{part}", _held(make(**TERNARY, activation="swiglu", bias=True)))
             for part, make in (("feedforward", _feedforward), ("attention", _attention), ("experts", _experts))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 from residuum.errors import InputError
 from residuum.export.huggingface import llama
-from residuum.export.huggingface.source import CONFIG, Source
+from residuum.export.huggingface.source import CONFIG, Source, shown
 from residuum.model import ModelConfig
 
 Form = Literal["bitlinear", "offline", "online"]
@@ -29,34 +28,48 @@ COUNTS = {
 
 DEFAULTS = {
     "max_position_embeddings": 2048,
-    "num_key_value_heads": None,
     "hidden_act": "relu2",
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
     "tie_word_embeddings": False,
 }
 """What goes for a name that the file lacks, or has as null."""
-LONGEST = 2**24
-"""Tokens of context for which a table of positions is made."""
+
+KV_HEADS = 5
+"""What goes where the file lacks num_key_value_heads; as null it is one for each query head."""
+
+TINY = 2.0**-126
+"""float32 has no smaller number, to its full precision."""
+
+MOST = {"vocab_size": 10_000_000, "max_position_embeddings": 2**24}
+
+QUANTIZATION: dict[str, tuple[Any, ...]] = {
+    "linear_class": ("bitlinear", "autobitlinear"),
+    "quantization_mode": ("offline", "online"),
+    "use_rms_norm": (False, None),
+    "modules_to_not_convert": (None, ["lm_head"]),
+}
+"""What can be said of how the weights are written; the first is what goes where nothing is. An empty list of what is
+not converted would round the head, too."""
 
 
 def model_config(source: Source) -> ModelConfig:
     """The shape that config.json says. Raises `InputError`, in the file's own words, for what no shape of ours is."""
     file = source.path / CONFIG
     content = {**DEFAULTS, **{name: value for name, value in source.config.items() if value is not None}}
+    content["num_key_value_heads"] = source.config.get("num_key_value_heads", KV_HEADS)
     if "auto_map" in content and content.get("model_type") != "bitnet":
         raise InputError(f"{file} asks for code of its own, which is not run: take auto_map away if it needs none")
-    named = content.get("architectures") or ["BitNetForCausalLM"]
-    if content.get("model_type") != "bitnet" or named != ["BitNetForCausalLM"]:
-        what = content.get("model_type") if named == ["BitNetForCausalLM"] else named
-        shown = what[0] if isinstance(what, list) and what else what
-        raise InputError(f"{file} is of a {shown or 'model without a name'}: only a BitNetForCausalLM can be imported")
+    said = {"architectures": ["BitNetForCausalLM"], "model_type": None, **content}
+    for name, ours in (("architectures", ["BitNetForCausalLM"]), ("model_type", "bitnet")):
+        if said[name] != ours:
+            raise InputError(f"{file}: {name} = {shown(said[name])}: only {shown(ours)} can be imported")
     form_of(content, file)
-    gates: dict[Any, Any] = {theirs: ours for ours, theirs in llama.GATES.items()}
+    gates: dict[Any, Any] = {**{theirs: ours for ours, theirs in llama.GATES.items()}, "swish": "swiglu"}
     if not isinstance(gate := content["hidden_act"], str) or gate not in gates:
-        raise InputError(f"{file}: hidden_act = {_shown(gate)}: only {' or '.join(gates)} can be imported")
-    if content.get("attention_bias"):
-        raise InputError(f"{file}: attention_bias = true: only a model without biases can be imported")
+        raise InputError(f"{file}: hidden_act = {shown(gate)}: only {' or '.join(gates)} can be imported")
+    if content.get("attention_bias", False) is not False:
+        raise InputError(f"{file}: attention_bias = {shown(content['attention_bias'])}: only false can be imported")
     values: dict[str, Any] = {ours: _count(content, theirs, file) for theirs, ours in COUNTS.items()}
     values["norm_eps"] = _size(content, "rms_norm_eps", file)
     values["rotary_base"] = _rotary_base(content, file)
@@ -67,7 +80,7 @@ def model_config(source: Source) -> ModelConfig:
         raise InputError(f"{file}: {_in_their_words(str(error))}") from None
     if content.get("head_dim", config.d_head) != config.d_head:
         raise InputError(
-            f"{file}: head_dim = {_shown(content['head_dim'])} is not hidden_size / num_attention_heads = "
+            f"{file}: head_dim = {shown(content['head_dim'])} is not hidden_size / num_attention_heads = "
             f"{config.d_head}: only a model where it is can be imported"
         )
     return config
@@ -81,11 +94,9 @@ def form_of(content: dict[str, Any], file: Path) -> Form:
             f"{file} has no quantization_config of bitnet, so transformers rounds nothing: where these weights are to "
             "be rounded, write quant_method = bitnet, linear_class = autobitlinear, quantization_mode = online into it"
         )
-    if said.get("use_rms_norm"):
-        raise InputError(f"{file}: use_rms_norm = true has a norm before each map: only false can be imported")
-    kept = said.get("modules_to_not_convert") or []
-    if not isinstance(kept, list) or [name for name in kept if name != "lm_head"]:
-        raise InputError(f"{file}: modules_to_not_convert = {_shown(kept)}: only lm_head alone can be imported")
+    for name, choices in QUANTIZATION.items():
+        if (value := said.get(name, choices[0])) not in choices:
+            raise InputError(f"{file}: {name} = {shown(value)}: only {_choices(choices)} can be imported")
     if said.get("linear_class", "bitlinear") == "bitlinear":
         return "bitlinear"
     return "online" if said.get("quantization_mode") == "online" else "offline"
@@ -97,40 +108,37 @@ def _count(content: dict[str, Any], name: str, file: Path) -> int | None:
     value = content[name]
     if value is None:
         return None
-    if type(value) is not int or value < 1:
-        raise InputError(f"{file}: {name} = {_shown(value)}: only a whole number from 1 can be imported")
-    if name == "max_position_embeddings" and value > LONGEST:
-        raise InputError(f"{file}: {name} = {value}: at most {LONGEST:,} can be imported; mend it, or write less")
+    if type(value) is not int or not 1 <= value <= MOST.get(name, value):
+        bound = f" to {MOST[name]:,}" if name in MOST else ""
+        raise InputError(f"{file}: {name} = {shown(value)}: only a whole number from 1{bound} can be imported")
     return value
 
 
 def _size(content: dict[str, Any], name: str, file: Path) -> float:
     value = content[name]
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise InputError(f"{file}: {name} = {_shown(value)}: only a number above 0 can be imported")
+    if type(value) not in (int, float) or not TINY <= value <= 1 / TINY:
+        raise InputError(f"{file}: {name} = {shown(value)}: only a number above 0 can be imported")
     return float(value)
 
 
 def _yes(content: dict[str, Any], name: str, file: Path) -> bool:
     value = content[name]
     if type(value) is not bool:
-        raise InputError(f"{file}: {name} = {_shown(value)}: only true or false can be imported")
+        raise InputError(f"{file}: {name} = {shown(value)}: only true or false can be imported")
     return value
 
 
 def _rotary_base(content: dict[str, Any], file: Path) -> float:
-    said: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):  # as transformers 4 and 5 call it
-        rotary = content.get(name) or {}
-        if not isinstance(rotary, dict):
-            raise InputError(f"{file}: {name} = {_shown(rotary)} is no table: write it anew with save_pretrained")
-        kind = rotary.get("rope_type", rotary.get("type", "default"))
-        if kind != "default" or rotary.get("partial_rotary_factor", 1) != 1:
-            raise InputError(
-                f"{file}: {name} scales rotary positions ({_shown(kind)}): only plain ones can be imported"
-            )
-        said |= rotary
-    return _size({**content, **said}, "rope_theta", file)
+    name = "rope_scaling" if content.get("rope_scaling") else "rope_parameters"  # transformers 5 asks in this order
+    rotary = content.get(name) or {}
+    if not isinstance(rotary, dict):
+        raise InputError(f"{file}: {name} = {shown(rotary)} is no table: write it anew with save_pretrained")
+    for key in ("rope_type", "type"):
+        if rotary.get(key, "default") != "default":
+            raise InputError(f"{file}: {name} has {key} = {shown(rotary[key])}: only default can be imported")
+    if (part := rotary.get("partial_rotary_factor")) not in (None, 1):
+        raise InputError(f"{file}: {name} has partial_rotary_factor = {shown(part)}: only 1 can be imported")
+    return _size({**content, **{key: value for key, value in rotary.items() if value is not None}}, "rope_theta", file)
 
 
 def _in_their_words(text: str) -> str:
@@ -139,7 +147,5 @@ def _in_their_words(text: str) -> str:
     return text.replace("model.positions = 'rotary' turns", "rotary positions turn")
 
 
-def _shown(value: Any) -> str:
-    """As JSON has it, or near."""
-    text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else None
-    return text or (value if isinstance(value, str) else repr(value))[:60]
+def _choices(choices: tuple[Any, ...]) -> str:
+    return " or ".join(map(shown, choices))

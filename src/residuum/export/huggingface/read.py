@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tokenizers
@@ -12,7 +13,7 @@ from residuum.errors import InputError
 from residuum.export.huggingface import bitnet
 from residuum.export.huggingface.config import Form, form_of
 from residuum.export.huggingface.names import renamed
-from residuum.export.huggingface.source import CONFIG, Source
+from residuum.export.huggingface.source import CONFIG, Source, shown
 from residuum.model import ModelConfig, Transformer
 from residuum.model.linear import BitLinear
 from residuum.model.quantise import LEAST
@@ -25,6 +26,7 @@ TOKENIZER = "tokenizer.json"
 def read_model(source: Source, config: ModelConfig) -> Transformer:
     """The model with the folder's weights, in float32. Raises `InputError` where one is missing or another's."""
     form = form_of(source.config, source.path / CONFIG)
+    _check_size(source, config)
     with torch.device("meta"):
         shapes = Transformer(config)
     names = {name: renamed(name, bitnet.MODULES) for name, _ in shapes.named_parameters()}
@@ -72,16 +74,31 @@ def read_tokenizer(source: Source) -> ImportedTokenizer:
         inner = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{source.path} holds no {TOKENIZER}: write it there with tokenizer.save_pretrained") from None
-    except Exception as error:  # the tokenizers package raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers package raises bare Exception, and where it panics not even that
         raise InputError(f"{file} is no tokenizer ({error}): write it anew with tokenizer.save_pretrained") from error
     for token in (separator, *ends):
         if type(token) is not int or not 0 <= token < vocab_size or inner.id_to_token(token) is None:
             raise InputError(
-                f"{source.path}: bos_token_id or eos_token_id is {token}, which is no token: mend its configs"
+                f"{source.path}: bos_token_id or eos_token_id is {shown(token)}, which is no token: mend its configs"
             )
     if (highest := max(inner.get_vocab().values())) >= vocab_size:
         raise InputError(f"{file} has the token {highest}, but the model's vocab_size is {vocab_size}: mend either")
     return ImportedTokenizer(inner, vocab_size, separator, ends)
+
+
+def _check_size(source: Source, config: ModelConfig) -> None:
+    """Before a model of that size is made, if only in outline."""
+    layers = {int(found[1]) for name in source.weights if (found := re.match(r"model\.layers\.(\d{1,9})\.", name))}
+    if lacking := [layer for layer in range(min(config.n_layers, len(layers) + 1)) if layer not in layers]:
+        raise InputError(
+            f"{source.path} lacks the weights of layer {lacking[0]}, and by {CONFIG} num_hidden_layers is "
+            f"{config.n_layers}: mend either"
+        )
+    if (embedding := "model.embed_tokens.weight") not in source.weights:
+        raise InputError(f"{source.path} lacks the weight {embedding}: write it anew with save_pretrained")
+    _check_shape(source, embedding, (config.vocab_size, config.d_model), "online")
 
 
 def _check_names(source: Source, expected: set[str], config: ModelConfig) -> None:

@@ -16,6 +16,12 @@ from residuum.errors import InputError
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
+def shown(value: Any) -> str:
+    """A value of a JSON file, as it stands there, on one line and not endless."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
 class Source:
     """The folder `path`. Raises `InputError`, here and in what follows, where something is missing or damaged."""
 
@@ -59,13 +65,13 @@ class Source:
         return found
 
     def _shards(self) -> list[str]:
+        if (self.path / WEIGHTS).is_file():  # transformers, too, asks for it first
+            return [WEIGHTS]
         if (self.path / INDEX).is_file():
             listed = self.table(INDEX).get("weight_map")
             if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
                 raise InputError(f"{self.path / INDEX} has no weight_map: write it anew with save_pretrained")
             return sorted(set(listed.values()))
-        if (self.path / WEIGHTS).is_file():
-            return [WEIGHTS]
         if any(next(self.path.glob(f"*.{kind}"), None) for kind in ("bin", "pt", "pth")):
             raise InputError(
                 f"{self.path} holds its weights in a pickle, which can run code as it is read: where you trust it, "
