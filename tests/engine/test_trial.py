@@ -131,6 +131,25 @@ def line_of(text: str) -> int:
             "dimension 2 ({}, in explicit_backward): mend it",
             "dy.sum()",
         ),
+        (
+            FORWARD.replace("x +", "x + x.mean(1, keepdim=True) +"),
+            "autograd",
+            ": forward lets a place see later ones ({}, forward): use each place's own state alone",
+            "def forward",
+        ),
+        (
+            FORWARD + EXPLICIT_FORWARD + BACKWARD.replace("dy +", "dy / 2 +"),
+            "explicit",
+            ": explicit_backward gives other gradients than autograd ({}, explicit_backward): see residuum check "
+            "their_own:Own",
+            "def explicit_backward",
+        ),
+        (
+            FORWARD.replace("x + branch(x, *args)", "(x + branch(x, *args))[:, :1]") + EXPLICIT_FORWARD + BACKWARD,
+            "explicit",
+            ": forward returned [2, 1, 12] ({}, forward): return a tensor of [2, 6, 12]",
+            "def forward",
+        ),
     ],
 )
 def test_its_line_is_named(method: str, engine: str, message: str, line: str) -> None:
@@ -140,6 +159,26 @@ def test_its_line_is_named(method: str, engine: str, message: str, line: str) ->
         try_out(config, engine)
     assert str(raised.value) == f"'their_own:Own'{message.format(f'their_own.py:{line_of(line)}')}"
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_changed_in_place_is_found_by_the_explicit_engine_too() -> None:
+    method = FORWARD.replace("return x + branch(x, *args)", "x += branch(x, *args); return x")
+    with pytest.raises(InputError, match=r"modified by an inplace operation.*\(their_own\.py:\d+, forward\): mend it"):
+        try_out(ModelConfig(**SHAPE, residual=write(method, EXPLICIT_FORWARD, BACKWARD)), "explicit")
+
+
+def test_a_module_may_leave_or_move() -> None:
+    Path("their_own.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(InputError, match=r"importing their_own raised SystemExit \(3\): mend it"):
+        residual_named("their_own:Own")
+    name = write(FORWARD)
+    Path("their_own.py").write_text("import os\nos.chdir('/')\n" + Path("their_own.py").read_text())
+    assert residual_named(name).name == "own"
+
+
+def test_an_encoder_sees_all_places() -> None:
+    own = write(FORWARD.replace("x +", "x + x.mean(1, keepdim=True) +"))
+    try_out(ModelConfig(**SHAPE, residual=own, causal=False), "autograd")
 
 
 def test_a_sound_one_is_let_pass() -> None:
@@ -213,7 +252,7 @@ def test_a_fault_of_a_later_step_is_one_line_and_the_checkpoint_stays(
 
     def forward(self, x, branch, *args):
         Own.calls += 1
-        if Own.calls > 40:
+        if Own.calls > 80:
             raise ValueError("enough")
         return x + branch(x, *args)
 """

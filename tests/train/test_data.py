@@ -61,6 +61,8 @@ def test_binary_files_are_skipped_and_counted(text_folder: Path, tmp_path: Path)
 def test_the_standard_library_is_there_for_everyone() -> None:
     corpus = read_corpus(DataConfig(max_bytes=300_000))
     assert 200_000 < corpus.n_bytes <= 300_000
+    held = sum(len(document.encode()) for document in corpus.held_out)
+    assert 0.03 < held / corpus.n_bytes < 0.06  # as in the whole, where it is 0.05
     names = read_corpus(DataConfig(source="stdlib-names"))
     assert len(names.train) > 2000
     assert "append" in names.train + names.held_out
@@ -74,7 +76,10 @@ def test_the_standard_library_is_there_for_everyone() -> None:
         ({"source": "empty"}, "holds no text"),
         ({"source": "latin.txt"}, "is not UTF-8 text"),
         ({"source": "one.txt", "documents": "file"}, "give more text"),
-        ({"source": "one.txt", "max_bytes": 1}, "data.max_bytes = 1 is less than any document has"),
+        (
+            {"source": "one.txt", "max_bytes": 1},
+            "data.max_bytes = 1 leaves 1 for documents to train on, and the smallest",
+        ),
     ],
 )
 def test_bad_sources(values: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

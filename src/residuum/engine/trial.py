@@ -24,9 +24,15 @@ from residuum.model.residual.own import source_of
 # The words of a text matter to no connection: a smaller table of them is as good.
 VOCAB = 32
 
+NEAR = 1e-2
+"""Relative: half precision on the way is no fault."""
 
-def try_out(config: ModelConfig, engine: str, device: torch.device | str = "cpu") -> None:
-    """Build the model that `config` describes, train it for a step on noise, and have it read a single token.
+
+def try_out(config: ModelConfig, engine: str, device: torch.device | str = "cpu", compare: bool = True) -> None:
+    """Build the model that `config` describes, train it for a step on noise, and have it read a text and a token.
+
+    In a decoder no place may see a later one, and if they are to `compare` the explicit engine's gradients are those of
+    autograd.
 
     Raises `InputError` if its residual connection is at fault: one line that names it, what it raised or should have
     given, and where. Ours are not tried.
@@ -37,7 +43,7 @@ def try_out(config: ModelConfig, engine: str, device: torch.device | str = "cpu"
         return
     trial = _Trial(config.residual, kind, file)
     with contextlib.suppress(_NoRoom):  # as it is said where there is none for the model itself
-        _step(trial, config, engine, device)
+        _step(trial, config, engine, device, compare)
 
 
 @contextlib.contextmanager
@@ -59,7 +65,7 @@ def faults_named(config: ModelConfig) -> Iterator[None]:
             raise
 
 
-def _step(trial: _Trial, config: ModelConfig, engine: str, device: torch.device | str) -> None:
+def _step(trial: _Trial, config: ModelConfig, engine: str, device: torch.device | str, compare: bool) -> None:
     gpus = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(gpus):
         with trial.of("__init__"):
@@ -70,8 +76,12 @@ def _step(trial: _Trial, config: ModelConfig, engine: str, device: torch.device 
             trial.kind.optim(model)
         with trial.of("forward"):
             make_engine(engine).loss_and_grads(model, (tokens, tokens))
+            model.eval()
+            trial.sees_nothing_later(model, tokens)
             with torch.no_grad():
-                model.eval()(tokens[:, :1])  # as text is continued
+                model(tokens[:, :1])  # as text is continued
+            if engine == "explicit" and compare:
+                trial.agrees(model, tokens)
 
 
 class _NoRoom(Exception):
@@ -91,6 +101,32 @@ class _Trial:
         for connection, _ in model.connections():
             for method in (name for names in BY_HAND for name in names):
                 setattr(connection, method, self._watched(method, getattr(connection, method)))
+
+    def sees_nothing_later(self, model: Transformer, tokens: Tensor) -> None:
+        """Another last token changes no earlier place of a decoder."""
+        other = tokens.clone()
+        other[:, -1] = (other[:, -1] + 1) % model.config.vocab_size
+        with torch.no_grad():
+            scores, others = model(tokens)[:, :-1].float(), model(other)[:, :-1].float()
+        if model.config.causal and (scores - others).norm() > NEAR * scores.norm():
+            raise self._said("forward", "lets a place see later ones", "use each place's own state alone")
+
+    def agrees(self, model: Transformer, tokens: Tensor) -> None:
+        """The explicit pair gives what autograd makes of `forward`."""
+        found = []
+        for engine in ("explicit", "autograd"):
+            model.zero_grad()
+            make_engine(engine).loss_and_grads(model, (tokens, tokens))
+            found.append([torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()])
+        off = sum(float((a - b).square().sum()) for a, b in zip(*found, strict=True))
+        size = sum(float(b.square().sum()) for b in found[1])
+        if not off <= NEAR**2 * size:
+            raise self._said(
+                "explicit_backward", "gives other gradients than autograd", f"see residuum check {self.name}"
+            )
+
+    def _said(self, method: str, what: str, mend: str) -> InputError:
+        return InputError(f"'{self.name}': {method} {what} ({self._where(method)}): {mend}")
 
     @contextlib.contextmanager
     def of(self, method: str) -> Iterator[None]:

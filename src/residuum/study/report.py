@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from filelock import FileLock
+
 from residuum.audit.page import drawn, page_environment
 from residuum.files import write_whole
 from residuum.study.charts import depth_charts
@@ -18,9 +20,10 @@ COLUMNS = ("connection", "layers", "warm-up", "bits per byte", "training loss", 
 
 def write_reports(study: Depths, store: Store) -> Path:
     """`depth.html` and `depth.json` in the store's folder, each whole; the path of the page."""
-    write_whole(store.folder / "depth.json", to_json(study))
     page = store.folder / "depth.html"
-    write_whole(page, to_html(study))
+    with FileLock(store.folder / ".depth.lock"):  # others may finish the same study now
+        write_whole(store.folder / "depth.json", to_json(study))
+        write_whole(page, to_html(study))
     return page
 
 

@@ -33,16 +33,15 @@ def read_corpus(config: DataConfig) -> Corpus:
     """Read `config.source` and split it by document.
 
     A document is held out if the hash of its name falls in the lowest `config.held_out`, so the split does not depend
-    on what else is there. Raises `InputError` where there is no text, or too little to split.
+    on what else is there. Of `config.max_bytes` that share is for held-out documents. Raises `InputError` where there
+    is no text, or too little to split.
     """
     documents, skipped = _documents(config)
     if not any(text for _, text in documents):
         raise InputError(f"data.source = '{config.source}' holds no text: give a file or folder of UTF-8 text")
     documents.sort(key=lambda document: _hash(document[0]))
     if config.max_bytes is not None:
-        documents = _first_bytes(documents, config.max_bytes)
-        if not documents:
-            raise InputError(f"data.max_bytes = {config.max_bytes} is less than any document has: give more")
+        documents = _share(documents, config.max_bytes, config.held_out)
     whole = hashlib.sha256()
     for name, text in documents:
         whole.update(f"{len(name)} {len(text)} {name}{text}".encode(errors="surrogateescape"))
@@ -114,6 +113,22 @@ def _names_of_stdlib() -> list[str]:
     definition = re.compile(r"(?:\bdef |\bclass |\.|^[ \t]*)([a-z]{3,12})(?= *[=(:])", re.MULTILINE)
     found = {name for _, text in documents for name in definition.findall(text)}
     return sorted(found)
+
+
+def _share(documents: list[tuple[str, str]], most: int, held_out: float) -> list[tuple[str, str]]:
+    """The first documents of either side, each up to its share of `most` bytes."""
+    kept = []
+    for which, held, share in (("held out", True, held_out), ("to train on", False, 1 - held_out)):
+        side = [document for document in documents if (_hash(document[0]) < held_out) is held]
+        first = _first_bytes(side, round(most * share))
+        if side and not first:
+            least = min(len(text.encode()) for _, text in side)
+            raise InputError(
+                f"data.max_bytes = {most} leaves {round(most * share)} for documents {which}, and the smallest has "
+                f"{least}: give more, or smaller documents (data.documents = 'line')"
+            )
+        kept += first
+    return kept
 
 
 def _first_bytes(documents: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:

@@ -206,19 +206,20 @@ def _imported(target: str) -> type[Residual]:
     module, _, attribute = target.partition(":")
     if not all(part.isidentifier() for part in module.split(".")):
         raise InputError(f"'{target}': '{module}' is no module's name: give package.module:Class")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())  # which the module may change
+    sys.path.insert(0, here)
     try:
         found = getattr(import_module(module), attribute, None)
     except ModuleNotFoundError as error:
         raise InputError(f"'{target}': there is no module {error.name}, here or where Python looks: name it") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = f"{Path(error.filename or '').name}:{error.lineno}: " if isinstance(error, SyntaxError) else ""
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise InputError(
             f"'{target}': importing {module} raised {type(error).__name__} ({where}{said}): mend it"
         ) from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        sys.path.remove(here)
     if found is None:
         raise InputError(f"'{target}': module {module} has no {attribute or 'empty name'}: name the class")
     if not (isinstance(found, type) and issubclass(found, Residual)):
