@@ -128,6 +128,17 @@ def test_rs203_parameter_without_gradient() -> None:
     assert audit.verdict == "warnings"
 
 
+@pytest.mark.parametrize("linear", ["float", "ternary"])
+def test_an_expert_without_tokens_is_no_fault(linear: str) -> None:
+    """It ran, on no row."""
+    torch.manual_seed(0)
+    model = build(n_experts=64, linear=linear, norm="rmsnorm")
+    audit = residuum.audit(model, TOKENS, loss=lambda scores: scores.square().sum())  # of every place
+    (finding,) = [f for f in audit.findings if f.code == "RS203"]
+    assert finding.severity == "info"
+    assert all(".experts." in name for name in finding.names)
+
+
 def test_rs204_not_finite() -> None:
     audit = audit_with(lambda self, i, x: x + self.maps[i](x) * (math.nan if i == 2 else 1))
     (finding,) = [f for f in audit.findings if f.code == "RS204"]

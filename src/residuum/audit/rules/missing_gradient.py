@@ -54,8 +54,9 @@ def _get(names: list[str]) -> str:
 
 
 def _left_out(flow: Flow) -> set[str]:
-    """The members of lists of four or more that ran no operation, where another member got a gradient."""
-    ran = {block for node in flow.graph.nodes for block in blocks_around(node.module)}
+    """The members of lists of four or more that read no entry of any activation, where another got a gradient."""
+    read = [node for node in flow.graph.nodes if node.role == "activation" and node.shape.numel()]
+    ran = {block for node in read for block in blocks_around(node.module)}
     members: dict[str, set[str]] = defaultdict(set)
     trained: set[str] = set()
     for name, parameter in flow.parameters.items():
