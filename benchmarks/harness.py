@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -67,7 +68,12 @@ def training_step(model: Transformer, engine: str, tokens: Tensor) -> Callable[[
 
 def save(name: str, figures: dict[str, Any]) -> None:
     """Print the figures and keep them beside what made them."""
-    made_with = {"torch": version("torch"), "python": platform.python_version(), "machine": _processor()}
+    made_with = {
+        "commit": _commit(),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "machine": _processor(),
+    }
     content = json.dumps({**figures, "made_with": made_with}, indent=2)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(content + "\n")
@@ -78,6 +84,15 @@ def _time(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def _commit() -> str | None:
+    """Of the code that was measured, if it lies in a repository; what was not committed then is not in it."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _processor() -> str:
