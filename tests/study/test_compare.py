@@ -70,6 +70,8 @@ def test_what_cannot_be_judged_says_why(pretend: None, tmp_path: Path) -> None:
     assert half.verdict == "not judged: 3 cells are not finished" and half.difference is None
     little = compare("pre", "post", store, n_layers=2).verdict
     assert little.endswith("; neither has learned more than byte frequencies (1.00) yet: give more --steps")
+    alike = compare("pre", "weighted", store, n_layers=2).verdict
+    assert alike.startswith("no difference seen") and "neither has learned more than byte frequencies" in alike
     diverged = compare("pre", "post", store, n_layers=3)
     assert diverged.verdict == "not judged: post diverged with 1 of 3 seeds" and diverged.time is None
     assert ("1", "4.000", "–", "–") in diverged.rows()

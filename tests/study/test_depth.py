@@ -7,8 +7,9 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +17,7 @@ import residuum.study.training as training
 from residuum.cli import main
 from residuum.errors import InputError
 from residuum.model.residual import REGISTRY
+from residuum.study import report
 from residuum.study.cell import experiment
 from residuum.study.charts import depth_charts
 from residuum.study.depth import Grid, depth, full_grid, quick_grid
@@ -256,3 +258,11 @@ def test_a_report_of_one_row(pretend: Callable[[Bits], None], tmp_path: Path) ->
     study = depth(Grid(("none",), (1,)), store)
     assert write_reports(study, store) == tmp_path / "depth.html"
     assert study.headline == "none trains at no depth"
+
+
+def test_several_may_write_the_reports_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "to_json", lambda _: "{}" * 10_000)
+    monkeypatch.setattr(report, "to_html", lambda _: "<p>" * 10_000)
+    with ThreadPoolExecutor(4) as pool:
+        for written in [pool.submit(write_reports, cast(Any, None), Store(tmp_path)) for _ in range(40)]:
+            assert written.result().read_text() == "<p>" * 10_000

@@ -177,6 +177,15 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "studies").exists()
 
 
+def test_who_stops_a_study_is_told_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("residuum.cli.study.judge", stop)
+    assert study("claims", "--store", str(tmp_path / "s")) == 130
+    assert "finished cells are kept: the same command goes on" in capsys.readouterr().err
+
+
 def test_a_stopped_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubles: None) -> None:
     store = Store(tmp_path)
 

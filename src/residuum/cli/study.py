@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -144,7 +145,11 @@ def main(args: list[str]) -> int:
     if not args or args[0] not in studies:
         said = f"no study '{args[0]}':" if args else "which study?"
         raise InputError(f"{said} choose {', '.join(studies)}; see residuum study --help")
-    studies[args[0]](args[1:])
+    try:
+        studies[args[0]](args[1:])
+    except KeyboardInterrupt:
+        print("\nresiduum: finished cells are kept: the same command goes on", file=sys.stderr)
+        raise
     return 0
 
 

@@ -106,6 +106,7 @@ class Comparison:
         if not self.difference.excludes_zero:
             return (
                 f"no difference seen: {mean:+.3f} ± {half:.3f} bits per byte over {n} seeds, and the interval holds 0"
+                + little
             )
         lower = self.a if mean < 0 else self.b
         return f"{lower} is lower by {abs(mean):.3f} ± {half:.3f} bits per byte over {n} seeds" + little
