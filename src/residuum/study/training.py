@@ -73,7 +73,7 @@ def engine_for(residual: str) -> str:
     return "autograd" if residual_named(residual).underived() else "explicit"
 
 
-@experiment(version=1, resumes=True)
+@experiment(version=2, resumes=True)
 def train_once(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train by the recipe that `settings` are. A run that was killed goes on from its newest checkpoint.
 

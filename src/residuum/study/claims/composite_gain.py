@@ -59,7 +59,7 @@ class CompositeGain:
         )
 
 
-@experiment(version=1)
+@experiment(version=2)
 def gain(settings: dict[str, Any]) -> dict[str, Any]:
     """The gain before and after `steps` steps."""
     torch.manual_seed(settings["seed"])

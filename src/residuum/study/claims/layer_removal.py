@@ -107,7 +107,7 @@ class Plain(Residual):
         return branch(self.norm(state), *args)
 
 
-@experiment(version=1)
+@experiment(version=2)
 def rises(settings: dict[str, Any]) -> dict[str, Any]:
     """The held-out loss, and how much it rises when y = x takes the place of each branch in turn."""
     torch.manual_seed(settings["seed"])

@@ -80,7 +80,7 @@ class Adapted(nn.Module):
         return self.base(x) + write
 
 
-@experiment(version=1)
+@experiment(version=2)
 def shares_and_effects(settings: dict[str, Any]) -> dict[str, Any]:
     """By connection, each update's share of the state and the rise of the loss without it; held-out names.
 

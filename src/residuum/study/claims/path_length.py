@@ -69,7 +69,7 @@ class PathLength:
         )
 
 
-@experiment(version=1)
+@experiment(version=2)
 def gradient_by_length(settings: dict[str, Any]) -> dict[str, Any]:
     """By number of connections whose branch is taken, 0 to n: `sampled` C(n, k) · mean norm, and `summed` norms."""
     torch.manual_seed(settings["seed"])

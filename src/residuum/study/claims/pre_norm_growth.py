@@ -64,7 +64,7 @@ class PreNormGrowth:
         )
 
 
-@experiment(version=1)
+@experiment(version=2)
 def size_by_depth(settings: dict[str, Any]) -> dict[str, Any]:
     """The state's root mean square before the first connection and after each; Xavier's weights where not trained."""
     torch.manual_seed(settings["seed"])

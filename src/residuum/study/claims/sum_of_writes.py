@@ -54,7 +54,7 @@ class SumOfWrites:
         )
 
 
-@experiment(version=1)
+@experiment(version=2)
 def gap_of_sum(settings: dict[str, Any]) -> dict[str, Any]:
     """How far first state and writes, added up, are from the last state."""
     torch.manual_seed(settings["seed"])

@@ -79,7 +79,7 @@ class TaskLeak:
         )
 
 
-@experiment(version=1)
+@experiment(version=2)
 def read_outs(settings: dict[str, Any]) -> dict[str, Any]:
     """The text's held-out loss by the model itself and by read-outs of its states, after all training.
 
