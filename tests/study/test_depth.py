@@ -17,11 +17,11 @@ import residuum.study.training as training
 from residuum.cli import main
 from residuum.errors import InputError
 from residuum.model.residual import REGISTRY
-from residuum.study import report
+from residuum.study import depth_report
 from residuum.study.cell import experiment
 from residuum.study.charts import depth_charts
 from residuum.study.depth import Grid, depth, full_grid, quick_grid
-from residuum.study.report import to_html, to_json, to_markdown, write_reports
+from residuum.study.depth_report import to_html, to_json, to_markdown, write_reports
 from residuum.study.store import Store
 
 UNIGRAM = 4.5
@@ -261,8 +261,8 @@ def test_a_report_of_one_row(pretend: Callable[[Bits], None], tmp_path: Path) ->
 
 
 def test_several_may_write_the_reports_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "to_json", lambda _: "{}" * 10_000)
-    monkeypatch.setattr(report, "to_html", lambda _: "<p>" * 10_000)
+    monkeypatch.setattr(depth_report, "to_json", lambda _: "{}" * 10_000)
+    monkeypatch.setattr(depth_report, "to_html", lambda _: "<p>" * 10_000)
     with ThreadPoolExecutor(4) as pool:
         for written in [pool.submit(write_reports, cast(Any, None), Store(tmp_path)) for _ in range(40)]:
             assert written.result().read_text() == "<p>" * 10_000

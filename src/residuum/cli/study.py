@@ -23,9 +23,9 @@ from residuum.errors import InputError
 from residuum.study import register_report
 from residuum.study.compare import compare
 from residuum.study.depth import Grid, depth, full_grid, quick_grid
+from residuum.study.depth_report import COLUMNS, cells_of, facts, to_json, to_markdown, write_reports
 from residuum.study.launch import launcher
 from residuum.study.register import SCHEMA, Judged, chosen, judge
-from residuum.study.report import COLUMNS, cells_of, facts, to_json, to_markdown, write_reports
 from residuum.study.run import read_shard
 from residuum.study.store import Store
 
