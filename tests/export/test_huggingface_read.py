@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -295,6 +296,11 @@ def _panic(folder: Path) -> None:
     change(folder, "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
 
 
+def _pipe(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+
+
 def _outside(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {Q: "../x.safetensors"}}))
@@ -310,6 +316,7 @@ def _outside(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer.json"),
+        (_pipe, "tokenizer.json is no regular file"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "no tokenizer"),
         (_panic, "no tokenizer"),
         (lambda folder: change(folder, "generation_config.json", eos_token_id=[0, 999]), "is no token"),

@@ -44,7 +44,7 @@ class MissingGradient(Rule):
             said = f"{_get(reached)} no gradient from {seen.flow.loss_name}: {some(reached)}"
             yield self.finding(said, names=reached)
         if left_out:
-            said = f"{_get(left_out)} no gradient, for their modules did not run while siblings did: {some(left_out)}"
+            said = f"{_get(left_out)} no gradient, for their modules read nothing while siblings did: {some(left_out)}"
             mend = "nothing to mend if they run for other inputs or by chance"
             yield self.finding(said, severity="info", mend=mend, names=left_out)
 

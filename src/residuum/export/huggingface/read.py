@@ -66,14 +66,13 @@ def read_tokenizer(source: Source) -> ImportedTokenizer:
     """The folder's own, with the marks that its configs name as the beginning and the end of a text."""
     file, vocab_size = source.path / TOKENIZER, source.config["vocab_size"]
     generation = source.path / "generation_config.json"
-    said = {**source.config, **(source.table(generation.name) if generation.is_file() else {})}
+    said = {**source.config, **(source.table(generation.name) if generation.exists() else {})}
     begin, end = said.get("bos_token_id"), said.get("eos_token_id")
     ends: list[Any] = end if isinstance(end, list) else [begin if end is None else end]
     separator: Any = ends[0] if begin is None and ends else begin
+    written = source.read(TOKENIZER)
     try:
-        inner = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{source.path} holds no {TOKENIZER}: write it there with tokenizer.save_pretrained") from None
+        inner = tokenizers.Tokenizer.from_str(written.decode())
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the tokenizers package raises bare Exception, and where it panics not even that

@@ -34,14 +34,24 @@ class Source:
     def config(self) -> dict[str, Any]:
         return self.table(CONFIG)
 
+    def read(self, name: str) -> bytes:
+        """What a small file holds."""
+        file = self.path / name
+        if not file.exists():
+            raise InputError(f"{self.path} holds no {name}: write it there with save_pretrained")
+        if not file.is_file():  # a pipe would be waited for
+            raise InputError(f"{file} is no regular file: write it anew with save_pretrained")
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror or error}") from None
+
     def table(self, name: str) -> dict[str, Any]:
         """The table in a JSON file."""
         file = self.path / name
         try:
-            content = json.loads(file.read_bytes())
-        except FileNotFoundError:
-            raise InputError(f"{self.path} holds no {name}: write it there with save_pretrained") from None
-        except (OSError, ValueError, RecursionError) as error:
+            content = json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} cannot be read: {error}: write it anew with save_pretrained") from None
         if not isinstance(content, dict):
             raise InputError(f"{file} holds no table of settings: write it anew with save_pretrained")
