@@ -70,8 +70,8 @@ def _how_measured(cost: dict[str, Any], depth: dict[str, Any], first: dict[str, 
         lines[-1] = (
             "- *Depth* is held-out bits per byte of tiny models of the standard library's text, "
             f"{grid['steps']} steps, width {grid['d_model']}, mean and 95% interval of {grid['seeds']} seeds (`python "
-            f"benchmarks/depth.py` at commit {depth['made_with']['commit']}); byte frequencies alone need "
-            f"{depth['unigram_bits_per_byte']:.2f}. A connection "
+            f"benchmarks/depth.py` at commit {depth['made_with']['commit']}, on the text that it chooses); byte "
+            f"frequencies need {depth['unigram_bits_per_byte']:.2f}. A connection "
             "trains if every seed gains a quarter of what two layers of Pre-LN gain. So few steps tell what trains at "
             "all, not what is best: differences between those that train are no ranking."
         )
