@@ -20,10 +20,12 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import residuum
+from residuum.engine.autograd import Autograd
 from residuum.errors import InputError
-from residuum.model import Transformer
+from residuum.model import ModelConfig, Transformer
 from residuum.monitor import read_lines
 from residuum.monitor.destination import scalars
+from residuum.train.ternary import activation_levels, estimator_cosine
 
 TOKENS = torch.randint(31, (5, 3, 7), generator=torch.Generator().manual_seed(1))
 
@@ -562,6 +564,87 @@ def test_flips_of_a_parameter_that_grows() -> None:
         with monitor:
             loss_of(model, TOKENS[0]).backward()
     assert [line["ternary"][0]["flips"] is None for line in lines] == [True, True, False]
+
+
+def small_bitnet() -> tuple[Transformer, torch.Tensor]:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=31, context=8, d_model=24, n_layers=2, n_heads=2, n_kv_heads=1, dropout=0.1, linear="ternary",
+        activation="squared_reglu", norm="rmsnorm", positions="rotary",
+    )  # fmt: skip
+    return Transformer(config), torch.randint(31, (3, 8))
+
+
+def test_what_rounding_does_is_what_a_run_of_our_own_says() -> None:
+    model, tokens = small_bitnet()
+    lines: list[dict] = []
+    monitor = residuum.Monitor(model.eval(), every=2, to=lines.append)
+    called = 0
+
+    def loss() -> torch.Tensor:
+        nonlocal called
+        called += 1
+        return model.loss(tokens, tokens)
+
+    for _ in range(3):
+        with monitor:
+            model.loss(tokens, tokens).backward()
+            monitor.rerun(loss)
+    assert (called, [line["step"] for line in lines]) == (4, [1, 2])
+    lost_and_top, cosines = activation_levels(model, tokens), estimator_cosine(Autograd(), model, (tokens, tokens))
+    assert len(cosines) == len(lines[-1]["ternary"]) == 14
+    for each in lines[-1]["ternary"]:
+        name = each["name"].removesuffix(".weight")
+        assert [each["lost"], each["top"]] == pytest.approx(lost_and_top[name])
+        assert each["cosine"] == pytest.approx(cosines[name], abs=1e-5)
+    tags = dict(scalars(lines[-1]))
+    for quantity in ("lost", "top", "cosine"):
+        assert f"residuum/ternary_{quantity}/blocks.0.attn.q.weight" in tags
+
+
+def test_running_the_loss_again_changes_nothing() -> None:
+    def train(again: bool) -> list[torch.Tensor]:
+        model, tokens = small_bitnet()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        monitor = residuum.Monitor(model, every=1, to=[].append)
+        torch.manual_seed(1)
+        for _ in range(3):
+            with monitor:
+                model.loss(tokens, tokens).backward()
+                if again:
+                    monitor.rerun(lambda: model.loss(tokens, tokens))
+            optimizer.step()
+            optimizer.zero_grad()
+            assert monitor.last is not None
+            assert all((each["cosine"] is None) is not again for each in monitor.last["ternary"])
+        return [p.detach() for p in model.parameters()]
+
+    assert all(map(torch.equal, train(False), train(True)))
+
+
+def test_a_loss_that_cannot_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = small_bitnet()
+    monitor = residuum.Monitor(model, every=1, to=[].append)
+    raising = {
+        "rerun's loss raised ZeroDivisionError": lambda: 1 / 0,
+        "rerun's loss raised AttributeError": lambda: None,
+        "rerun's loss raised RuntimeError": lambda: model(tokens),  # no scalar
+    }
+    for said, loss in raising.items():
+        monitor = residuum.Monitor(model, every=1, to=[].append)
+        with pytest.warns(UserWarning, match=f"cosine is left out at step 1, because {said}"), monitor:
+            model.loss(tokens, tokens).backward()
+            monitor.rerun(loss)
+        assert monitor.last is not None  # all else is there
+        assert {each["cosine"] for each in monitor.last["ternary"]} == {None}
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monitor = residuum.Monitor(model, every=1, to=[].append)
+    with pytest.warns(UserWarning, match="at step 1, because one process alone measures"), monitor:
+        model.loss(tokens, tokens).backward()
+        monitor.rerun(lambda: model.loss(tokens, tokens))
+    with pytest.raises(InputError, match=r"rerun: loss is 3\.0: give a function of nothing"):
+        monitor.rerun(3.0)  # type: ignore[arg-type]
 
 
 def test_a_fault_in_reading_the_levels_leaves_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import residuum
 from residuum.model import ModelConfig, Transformer
 from residuum.monitor import read_lines
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "monitor.md").read_text()
-LOOP, READING, TRAINER, LIGHTNING, TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LOOP, READING, RERUN, TRAINER, LIGHTNING, TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def loss_of(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    return model.loss(tokens, tokens)
 
 
 def test_the_loop_and_its_lines(
@@ -24,7 +29,7 @@ def test_the_loop_and_its_lines(
     names = {
         "model": tiny,
         "data": [torch.randint(31, (2, 7))] * 2,
-        "loss_of": lambda model, tokens: model.loss(tokens, tokens),
+        "loss_of": loss_of,
         "optimizer": torch.optim.SGD(tiny.parameters(), lr=0.1),
     }
     exec(LOOP, names)
@@ -33,6 +38,19 @@ def test_the_loop_and_its_lines(
     (line,) = read_lines("monitor.jsonl")
     for key in (*line, *line["connections"][0]):
         assert re.search(rf"`{key}(\[\])?`", PAGE), key
+
+
+def test_a_step_that_is_run_again() -> None:
+    config = ModelConfig(vocab_size=31, context=8, d_model=16, n_layers=1, n_heads=2, linear="ternary", norm="rmsnorm")
+    model, tokens = Transformer(config), torch.randint(31, (2, 7))
+    monitor = residuum.Monitor(model, every=1, to=[].append)
+    with monitor:
+        model.loss(tokens, tokens).backward()
+        exec(RERUN, {"model": model, "tokens": tokens, "monitor": monitor, "loss_of": loss_of})
+    assert monitor.last is not None
+    for each in monitor.last["ternary"]:
+        assert None not in (each["lost"], each["top"], each["cosine"])
+        assert all(re.search(rf"`{key}`", PAGE) for key in each)
 
 
 @pytest.mark.filterwarnings("default")

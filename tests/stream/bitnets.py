@@ -162,6 +162,9 @@ class Forgotten(nn.Linear):
 TRAINED = [FakeQuantised, Divided, OneProduct, WholeTensor, LearnedStep, Thresholds, TwoThresholds, OwnFunction, Groups]
 STORED = [Stored, StoredTwice]
 
+# No rounded numbers: signs, and what is left beside thresholds.
+SIGNS = [WholeTensor, Thresholds, TwoThresholds]
+
 
 class Net(models.Stack):
     """Pre-norm blocks of two such maps."""

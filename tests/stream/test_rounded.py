@@ -106,6 +106,75 @@ def test_the_levels_are_those_of_the_weights(kind: type[nn.Module]) -> None:
         assert each.sample.sum() == levels.sum()
 
 
+class Given(nn.Module):
+    """The same numbers for each token."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0 + torch.tensor(self.values)
+
+
+@pytest.mark.parametrize("kind", bitnets.TRAINED, ids=lambda kind: kind.__name__)
+def test_what_rounding_leaves_of_what_a_map_reads(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = bitnets.Net(kind)
+    model.norms[0] = Given([-3.0, 0.005, 0.02, 0.0, 1.0, 2.0])
+    first, *_ = residuum.flow(model, X).ternary
+    read = model.norms[0](torch.zeros(3, 2, models.D))
+    if kind in (bitnets.Thresholds, bitnets.TwoThresholds, bitnets.OwnFunction):
+        assert first.read is None  # nothing rounds what these read
+        return
+    if kind is bitnets.WholeTensor:
+        read = F.layer_norm(read, read.shape[-1:])
+        largest = read.abs().max()
+    elif kind is bitnets.Groups:
+        read = read.unflatten(-1, (-1, 2))
+        largest = read.abs().amax(-2, keepdim=True)
+    else:
+        largest = read.abs().amax(-1, keepdim=True)
+    levels = (read / largest * 127).round()
+    lost, top = ((levels == 0) & (read != 0)).float().mean(), (levels.abs() == 127).float().mean()
+    assert first.read == pytest.approx((float(lost), float(top)))
+    assert min(first.read) > 0
+
+
+class Reader(nn.Linear):
+    """A ternary map, and a rounding of what it reads that is given."""
+
+    def __init__(self, rounding: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(models.D, models.D, bias=False)
+        self.rounding = rounding
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels, per_level = bitnets.to_ternary(self.weight)
+        return F.linear(self.rounding(x), self.weight + (levels / per_level - self.weight).detach())
+
+
+READINGS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float] | None]] = {
+    "what was 0 is not lost": (lambda x: x.relu().mul(2).round(), (1 / 6, 1 / 6)),
+    "in place": (lambda x: (x * 2).round_(), (2 / 6, 1 / 6)),
+    "both ends of eight bits": (lambda x: (x * 1e3).round().clamp(-128, 127), (0, 5 / 6)),
+    "limits first": (lambda x: (x * 1e3).clamp(-100, 100).floor(), (0, 5 / 6)),
+    "as whole numbers": (lambda x: (x * 2).round().to(torch.int8).to(x.dtype), (2 / 6, 1 / 6)),
+    "a limit on another view": (lambda x: (x * 2).round().mT.expand(3, 6, 2).clamp(-6, 3).mT, (2 / 6, 1 / 6)),
+    "several roundings": (lambda x: (x * 2).round() + (x * 3).round(), None),
+    "a step after it": (lambda x: torch.tanh((x * 2).round()), None),
+    "nothing": (lambda x: x, None),
+}
+
+
+@pytest.mark.parametrize("kind", READINGS)
+def test_readings(kind: str) -> None:
+    rounding, expected = READINGS[kind]
+    model = models.PreNorm()
+    model.norms[1], model.mlps[1] = Given([-3.0, -0.2, 0.0, 0.2, 1.0, 4.0]), Reader(rounding)
+    (found,) = residuum.flow(model, X).ternary
+    assert found.read == (pytest.approx(expected) if expected else None)
+
+
 def test_what_is_no_ternary_map() -> None:
     class Masked(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +242,7 @@ def test_bitnet_of_transformers() -> None:
         flow = residuum.flow(model, input_ids=torch.arange(10)[None])
         assert [(r.kind, r.placement) for r in flow.graph.residuals] == [("identity", "pre")] * 4
         assert len(flow.ternary) == maps
-        assert all(each.learns for each in flow.ternary)
+        assert all(each.learns and each.read is not None and len(each.roundings) == 4 for each in flow.ternary)
 
 
 class Shared(nn.Module):

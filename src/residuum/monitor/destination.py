@@ -16,7 +16,7 @@ Line = dict[str, Any]
 
 # What is drawn over the steps: each a number of one connection, or of one ternary map.
 QUANTITIES = ("state_rms", "write_rms", "write_share", "arriving", "identity_share")
-LEVELS = ("minus", "zero", "plus", "flips")
+LEVELS = ("minus", "zero", "plus", "flips", "lost", "top", "cosine")
 
 
 def destination(to: Any) -> Callable[[Line], None]:

@@ -12,16 +12,18 @@ from residuum.stream import Measured, RoundedMap
 FIELDS = ("step", "connections", "ternary", "findings", "skipped")
 
 
-def line_of(step: int, audit: Audit, noted: dict[str, float], flips: list[float | None]) -> dict[str, Any]:
+def line_of(
+    step: int, audit: Audit, noted: dict[str, float], flips: list[float | None], cosines: list[float | None]
+) -> dict[str, Any]:
     """What stands in one line. A number that is not finite, and a gradient that was not measured, is None.
 
-    `flips` are those of the ternary maps, one after another.
+    `flips` and `cosines` are those of the ternary maps, one after another.
     """
     return {
         "step": step,
         **{name: _finite(value) for name, value in noted.items()},
         "connections": [_connection(number, m) for number, stream in enumerate(audit.flow.measured) for m in stream],
-        **({"ternary": list(map(_ternary, audit.flow.ternary, flips))} if flips else {}),
+        **({"ternary": list(map(_ternary, audit.flow.ternary, flips, cosines))} if flips else {}),
         "findings": [
             {"code": f.code, "severity": f.severity, "module": f.module, "message": f.message} for f in audit.findings
         ],
@@ -50,10 +52,12 @@ def _connection(stream: int, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _ternary(rounded: RoundedMap, flips: float | None) -> dict[str, Any]:
+def _ternary(rounded: RoundedMap, flips: float | None, cosine: float | None) -> dict[str, Any]:
     assert rounded.shares is not None
     minus, zero, plus = rounded.shares
-    return {"name": rounded.name, "minus": minus, "zero": zero, "plus": plus, "flips": flips}
+    lost, top = rounded.read or (None, None)
+    levels = {"minus": minus, "zero": zero, "plus": plus, "flips": flips}
+    return {"name": rounded.name, **levels, "lost": lost, "top": top, "cosine": _finite(cosine)}
 
 
 def _finite(value: float | None) -> float | None:

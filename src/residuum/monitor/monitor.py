@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from residuum.files import refusal
 from residuum.monitor.destination import destination
 from residuum.monitor.flips import Flips
 from residuum.monitor.line import FIELDS, line_of
+from residuum.stream import RoundedMap
+from residuum.stream.estimator import estimator_cosines
 from residuum.stream.listen import Listener
 from residuum.stream.trace import unwrapped
 
 
 class Monitor:
     """Measure every `every`-th training step, and the first: gradient shares, stream, and the audit's findings; of
-    ternary maps also the levels of their weights, and how many flip.
+    ternary maps also the levels of their weights, how many flip, and what rounding leaves of what they read.
 
         monitor = residuum.Monitor(model, every=100, to="monitor.jsonl")
         for x, y in data:
@@ -60,6 +63,7 @@ class Monitor:
         self._listener: Listener | None = None
         self._stance: Any = None
         self._noted: dict[str, float] = {}
+        self._loss: Callable[[], torch.Tensor] | None = None
         self._said: set[str] = set()
         self._flips = Flips()
 
@@ -85,7 +89,7 @@ class Monitor:
             self._listener.close()
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
-        self._inside, self._listener, self._stance, self._noted = False, None, None, {}
+        self._inside, self._listener, self._stance, self._noted, self._loss = False, None, None, {}, None
 
     def note(self, **values: Any) -> None:
         """Put numbers, such as loss=loss, into this step's line; free where the step is not measured."""
@@ -97,11 +101,25 @@ class Monitor:
             except (TypeError, ValueError, RuntimeError):
                 raise InputError(f"note: {name} is {value!r:.60}: give one number") from None
 
+    def rerun(self, loss: Callable[[], torch.Tensor]) -> None:
+        """Give this step's loss as a function that runs the model: of ternary maps the estimator's cosine is measured.
+
+            monitor.rerun(lambda: loss_of(model, x, y))
+
+        cos(dL/dW through the straight-through estimator, dL/dW with no map's rounding), at the same weights and the
+        same batch. `loss` is called where the step is measured and has ternary maps, twice, after the block; both times
+        from one random state, and differentiated past `.grad`. Free where the step is not measured.
+        """
+        if not callable(loss):
+            raise InputError(f"rerun: loss is {loss!r:.60}: give a function of nothing that runs the model")
+        if self._listener is not None:
+            self._loss = loss
+
     def _begin(self) -> None:
         if "torch._dynamo" in sys.modules:  # or nothing can have been compiled
             self._stance = torch.compiler.set_stance("force_eager")  # on every process alike
             self._stance.__enter__()
-        if not _distributed() or torch.distributed.get_rank() == 0:
+        if _processes() == 1 or torch.distributed.get_rank() == 0:
             # Now, for the scaler changes its scale after the step.
             self._scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
             self._listener = Listener(self._model)
@@ -134,14 +152,34 @@ class Monitor:
             return None
         audit = judge(Evidence(flow.graph, flow, model_source=source_of(self._model)), name)
         own = {} if listener.own_loss is None else {"loss": flow.loss}
-        return line_of(self.step, audit, {**own, **self._noted}, self._flips.since_last(flow.ternary))
+        flips, cosines = self._flips.since_last(flow.ternary), self._cosines(flow.ternary)
+        return line_of(self.step, audit, {**own, **self._noted}, flips, cosines)
+
+    def _cosines(self, maps: list[RoundedMap]) -> list[float | None]:
+        """Of each ternary map the estimator's, where the loss was given to be run again."""
+        if self._loss is not None and maps:
+            try:
+                if _processes() > 1:
+                    raise InputError("one process alone measures, and the others would not run with it")
+                return estimator_cosines(self._model, self._loss, maps)
+            except Exception as error:  # a fault of this must not take the rest of the line with it
+                own = isinstance(error, InputError)
+                reason = f"{error}" if own else f"rerun's loss raised {type(error).__name__}: {error}"
+                self._say("rerun", f"the estimator's cosine is left out at step {self.step}, because {reason}")
+        return [None] * len(maps)
 
     def _leave_out(self, reason: str) -> None:
         kind = reason.partition(":")[0]  # the rest may name the step
+        self._say(kind, f"step {self.step} is left out, because {reason}")
+
+    def _say(self, kind: str, message: str) -> None:
+        """Once of each kind."""
         if kind not in self._said:
             self._said.add(kind)
-            warnings.warn(f"residuum.Monitor: step {self.step} is left out, because {reason}", stacklevel=4)
+            warnings.warn(f"residuum.Monitor: {message}", stacklevel=5)
 
 
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _processes() -> int:
+    """How many train this model."""
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if joined else 1

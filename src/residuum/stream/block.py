@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -53,6 +54,18 @@ def block_of(weight: Node, cuts: Cuts) -> str | None:
             cut_up = any(each.op in ops.PART for each in upstream([weight]))
             return None if cut_up else block
     return block
+
+
+def part_of(whole: Tensor, block: str) -> Tensor:
+    """The block of a tensor, as `block_of` names it."""
+    for index in re.findall(r"\[(.*?)\]", block):
+        parts = [part.strip().partition(":") for part in index.split(",")]
+        whole = whole[tuple(slice(_number(a), _number(b)) if colon else int(a) for a, colon, b in parts)]
+    return whole
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None
 
 
 def _index(span: range, size: int) -> str:

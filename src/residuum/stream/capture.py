@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +24,11 @@ from residuum.stream.connection import Fork, find_fork
 from residuum.stream.node import ACTIVATION, BUFFER, CONSTANT, WEIGHT, Connection, Node, Source
 from residuum.stream.sums import addends_of
 
+_STREAM = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 _TORCH_LAYERS = str(Path(torch.__file__).parent / "nn" / "modules")
+
+Place = tuple[str, CodeType, int]
 
 # Called at a connection with the skip's and the write's value; what it returns is called with the sum and its node.
 Measure = Callable[[Tensor, Node], None]
@@ -79,6 +83,12 @@ class Capture(TorchFunctionMode):
                     found.append((values[node], tables[0].shape[0]))
         return found
 
+    @property
+    def place(self) -> Place:
+        """Where a call stands: the module that is running, and in which code which instruction of it."""
+        frame = _calling_frame()
+        return self._module, frame.f_code, frame.f_lasti
+
     def node_of(self, value: Tensor) -> Node | None:
         """The node that made `value` what it is now, or None if no recorded function did."""
         reference, node = self._known.get(id(value), (None, None))
@@ -114,7 +124,7 @@ class Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = _name_of(func)
+        op = name_of(func)
         if op in ops.ASIDE:
             return func(*args, **kwargs)
         found = self._look_at_sum(op, args, kwargs) if ops.may_add(op) else None
@@ -331,7 +341,8 @@ def _version(value: Tensor) -> int:
     return -1 if value.is_inference() else value._version
 
 
-def _name_of(func: Any) -> str:
+def name_of(func: Any) -> str:
+    """What PyTorch calls a function, or the attribute that one reads."""
     name = getattr(func, "__name__", "")
     if name == "__get__":  # an attribute such as `weight.T`
         return getattr(getattr(func, "__self__", None), "__name__", name)
@@ -377,16 +388,21 @@ def _role(op: str, inputs: tuple[Node, ...]) -> str:
 
 
 def calling_line() -> Source:
-    """The user's line that called the function being recorded.
+    """The user's line that called the function being recorded."""
+    frame = _calling_frame()
+    return Source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
 
-    PyTorch's machinery is passed over; its layers (`torch.nn.modules`) are not, for they too hold connections.
+
+def _calling_frame() -> FrameType:
+    """That of the user's call; what watches is passed over, and PyTorch's machinery.
+
+    Its layers (`torch.nn.modules`) are not, for they too hold connections.
     """
     frame = sys._getframe(1)
-    own = {__file__, frame.f_code.co_filename}
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        machinery = file in own or (file.startswith(_TORCH) and not file.startswith(_TORCH_LAYERS))
+        machinery = file.startswith((_STREAM, _TORCH)) and not file.startswith(_TORCH_LAYERS)
         if not machinery:
             break
         frame = frame.f_back
-    return Source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+    return frame

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from residuum.stream import ops
 from residuum.stream.block import block_of
+from residuum.stream.capture import Place
 from residuum.stream.forward import SWAP
 from residuum.stream.levels import LevelCapture, Rounded
 from residuum.stream.node import Node
@@ -35,6 +36,8 @@ class RoundedMap:
     block: str | None
     shape: torch.Size
     sample: Tensor = field(repr=False, compare=False)
+    read: tuple[float, float] | None
+    roundings: frozenset[Place]
 
     @property
     def name(self) -> str:
@@ -63,7 +66,19 @@ def rounded_maps(capture: LevelCapture, names: dict[Node, str]) -> Iterator[Roun
             minus, zero = int(kept.minus) / size, int(kept.zero) / size
             shares = (minus, zero, 1 - minus - zero)
             dead = float(kept.zero_lines[_outputs(rounded)]) if kept.zero_lines else None
-        yield RoundedMap(module, parameters, shares, dead, rounded.learns, block, rounded.levels.shape, kept.sample)
+        read = None if rounded.read is None else capture.reads[rounded.read]
+        yield RoundedMap(
+            module,
+            parameters,
+            shares,
+            dead,
+            rounded.learns,
+            block,
+            rounded.levels.shape,
+            kept.sample,
+            (float(read.lost), float(read.top)) if read is not None else None,
+            capture.roundings(rounded),
+        )
 
 
 def _outputs(rounded: Rounded) -> int:
