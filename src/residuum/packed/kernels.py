@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import config, extending, njit, types
 from numba.core import cgutils
+
+from residuum.kept import kept
 
 intrinsic: Any = extending.intrinsic  # whose type does not know that compiled code leaves the context out
 
@@ -486,15 +489,7 @@ def _share(count: int, thread: int, threads: int) -> tuple[int, int]:
     return count * thread // threads, count * (thread + 1) // threads
 
 
-def _kept(function: Callable[..., None]) -> Any:
-    """Compiled once for all processes, where Numba finds a folder to keep it in: its own place, or the user's cache."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder can be written to: each process compiles for itself
-        return njit(nogil=True)(function)
-
-
-@_kept
+@partial(kept, nogil=True)
 def forward(
     w: Weights,
     s: Space,

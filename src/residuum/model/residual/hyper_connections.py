@@ -11,7 +11,7 @@ from residuum.model.gradient import Saved
 from residuum.model.precision import at_least_float32
 from residuum.model.product import product
 from residuum.model.residual.base import register
-from residuum.model.residual.streams import Rows, Streams, Table
+from residuum.model.residual.streams import Rows, Streams, Table, TableGradients
 
 SCALE = 0.01
 
@@ -49,42 +49,39 @@ class Hyper(Streams):
 
         Keeps, for each stream of a row, w · x̂, tanh of it, the mean and 1/√(var + ε).
         """
-        wide = at_least_float32(rows)
-        products = product(wide, self._matrix().t())
+        wide, matrix = at_least_float32(rows), self._matrix()
+        products = product(wide, matrix.t())
         mean = products[..., -1:]
         square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1])
         rstd = square.addcmul_(mean, mean, value=-1).clamp_(min=0).add_(self.eps).rsqrt_()
         along = products[..., :-1] * rstd
         bent = along.tanh()
-        return torch.addcmul(self.fixed, self._scales(), bent), (along, bent, mean, rstd)
+        return torch.addcmul(self.fixed, self._scales(), bent), (matrix, along, bent, mean, rstd)
 
-    def explicit_table_backward(self, dtable: Table, rows: Rows, saved: Saved, drows: Rows) -> tuple[Tensor, ...]:
+    def explicit_table_backward(self, dtable: Table, rows: Rows, saved: Saved) -> TableGradients:
         """With u = w · x̂: du = s (1 − tanh²) dt, and dx = (Σ_c du_c (w_c − mean(w_c)) − x̂ Σ_c du_c u_c / d) / √var.
 
         As in a layer norm's backward x moves u directly and by moving its own size, and the sum over u's many columns
         is the small one: u = w · x̂ is there already.
         """
-        along, bent, mean, rstd = saved
-        wide, matrix = at_least_float32(rows), self._matrix()
+        matrix, along, bent, mean, rstd = saved
+        wide = at_least_float32(rows)
         d = wide.shape[-1]
-        dscales = (dtable * bent).sum((0, 1))
-        du = torch.addcmul(dtable, dtable * bent, bent, value=-1).mul_(self._scales())
+        bending = dtable * bent
+        dscales = bending.sum((0, 1))
+        du = torch.addcmul(dtable, bending, bent, value=-1).mul_(self._scales())
         size = (du * along).sum(-1, keepdim=True).mul_(rstd.square()).div_(-d)
         dproducts = torch.cat((du * rstd, -d * mean * size), -1)
-        if drows.dtype == wide.dtype:
-            drows.flatten(0, 1).addmm_(dproducts.flatten(0, 1), matrix)
-            drows.addcmul_(wide, size)
-        else:
-            drows += torch.addcmul(dproducts @ matrix, wide, size)
         dcentred = product(dproducts[..., :-1].flatten(0, 1).t(), wide.flatten(0, 1))
         fixed = dtable.sum(0)
-        return (
+        of_weights = (
             fixed[:, 0].to(self.read.dtype).clone(),
             fixed[:, 1:-1].to(self.mix.dtype).clone(),
             fixed[:, -1].to(self.write.dtype).clone(),
             (dcentred - dcentred.mean(-1, keepdim=True)).to(self.dynamic.dtype),
             torch.stack((dscales[:-1].sum(), dscales[-1])).to(self.scale.dtype),
         )
+        return TableGradients(size.squeeze(-1), dproducts.flatten(0, 1), matrix, of_weights)
 
     def _scales(self) -> Tensor:
         """For each column of the table its s."""

@@ -14,7 +14,8 @@ from residuum.model.gradient import Saved
 from residuum.model.precision import at_least_float32
 from residuum.model.product import product
 from residuum.model.residual.base import register
-from residuum.model.residual.streams import Rows, Streams, Table
+from residuum.model.residual.mixing import compiled
+from residuum.model.residual.streams import Rows, Streams, Table, TableGradients
 
 SCALE = 0.01
 ITERATIONS = 20
@@ -22,7 +23,7 @@ APART = -8.0
 OWN = 3 / 4
 
 Square = Float[Tensor, "n n rows"]
-Side = Float[Tensor, "n rows"]
+Sides = Float[Tensor, "times n rows"]
 
 
 @register("mhc")
@@ -68,41 +69,31 @@ class MHC(Streams):
         rstd = square.add_(self.eps).rsqrt_()
         along = product(wide, at_least_float32(self.dynamic).t()).mul_(rstd).view(-1, self.n, self.n + 2)
         logits = torch.addcmul(self.fixed, self._scales(), along)
-        mix, steps = sinkhorn(_of_rows(logits[..., 1:-1]))
-        table = logits.sigmoid()
-        table[..., 1:-1] = mix.permute(2, 0, 1)
-        table[..., -1] *= 2
-        return table, (table, along, rstd, mix, steps)
+        table, steps = balance(logits)
+        return table, (table, along, rstd, steps)
 
-    def explicit_table_backward(self, dtable: Table, rows: Rows, saved: Saved, drows: Rows) -> tuple[Tensor, ...]:
-        """dl_a = a (1 − a) da, dl_b = b (1 − b/2) db; with u = w · x̂: dx = (Σ_c du_c (w_c − x̂ u_c / (n d))) / rms.
+    def explicit_table_backward(self, dtable: Table, rows: Rows, saved: Saved) -> TableGradients:
+        """With u = w · x̂: dx = (Σ_c du_c (w_c − x̂ u_c / (n d))) / rms.
 
         As in an rms-norm's backward x moves u directly and by moving its own size, and the sum over u's many columns is
         the small one: u = w · x̂ is there already.
         """
-        table, along, rstd, mix, steps = saved
+        table, along, rstd, steps = saved
         wide, dynamic = at_least_float32(rows).flatten(1), at_least_float32(self.dynamic)
-        dlogits = torch.empty_like(dtable)
-        read, write = table[..., 0], table[..., -1]
-        dlogits[..., 0] = dtable[..., 0] * read * (1 - read)
-        dlogits[..., 1:-1] = sinkhorn_backward(_of_rows(dtable[..., 1:-1]), mix, steps).permute(2, 0, 1)
-        dlogits[..., -1] = dtable[..., -1] * write * (1 - write / 2)
+        dlogits = balance_backward(dtable, table, steps)
         dscales = (dlogits * along).sum((0, 1))
         du = dlogits * self._scales()
         size = (du * along).sum((1, 2)).unsqueeze(-1).mul_(rstd.square()).div_(-wide.shape[-1])
         dproducts = (du * rstd.unsqueeze(-1)).flatten(1)
-        if drows.dtype == wide.dtype:
-            drows.flatten(1).addmm_(dproducts, dynamic).addcmul_(wide, size)
-        else:
-            drows += torch.addcmul(dproducts @ dynamic, wide, size).view(drows.shape)
         fixed = dlogits.sum(0)
-        return (
+        of_weights = (
             fixed[:, 0].to(self.read.dtype).clone(),
             fixed[:, 1:-1].to(self.mix.dtype).clone(),
             fixed[:, -1].to(self.write.dtype).clone(),
             product(dproducts.t(), wide).to(self.dynamic.dtype),
             torch.stack((dscales[0], dscales[1:-1].sum(), dscales[-1])).to(self.scale.dtype),
         )
+        return TableGradients(size.expand(-1, self.n).contiguous(), dproducts, dynamic, of_weights)
 
     def _scales(self) -> Tensor:
         """For each column of the table its s."""
@@ -111,11 +102,35 @@ class MHC(Streams):
 
 
 class Steps(NamedTuple):
-    """K = exp(logits), and every u and v."""
+    """K = exp(logits), and every u and v, rows last. Shapes: [n, n, rows], [times, n, rows], [times + 1, n, rows]."""
 
     k: Square
-    us: list[Side]
-    vs: list[Side]
+    us: Sides
+    vs: Sides
+
+
+def balance(logits: Table) -> tuple[Table, Steps]:
+    """a = σ(l_a), b = 2 σ(l_b) and A = Sinkhorn(l_A) of a table of logits."""
+    table, (count, n, _) = torch.empty_like(logits), logits.shape
+    steps = Steps(*(logits.new_empty(first, n, count) for first in (n, ITERATIONS, ITERATIONS + 1)))
+    if not compiled("balance", logits, table, *steps):
+        mix, steps = sinkhorn(_of_rows(logits[..., 1:-1]))
+        torch.sigmoid(logits, out=table)
+        table[..., 1:-1] = mix.permute(2, 0, 1)
+        table[..., -1] *= 2
+    return table, steps
+
+
+def balance_backward(dtable: Table, table: Table, steps: Steps) -> Table:
+    """dl_a = a (1 − a) da, dl_b = b (1 − b/2) db, and dl_A through every iteration."""
+    dlogits = torch.empty_like(dtable)
+    if not compiled("balance_back", dtable, table, *steps, dlogits):
+        read, write = table[..., 0], table[..., -1]
+        dlogits[..., 0] = dtable[..., 0] * read * (1 - read)
+        mix, dmix = _of_rows(table[..., 1:-1]), _of_rows(dtable[..., 1:-1])
+        dlogits[..., 1:-1] = sinkhorn_backward(dmix, mix, steps).permute(2, 0, 1)
+        dlogits[..., -1] = dtable[..., -1] * write * (1 - write / 2)
+    return dlogits
 
 
 def sinkhorn(logits: Square) -> tuple[Square, Steps]:
@@ -129,10 +144,11 @@ def sinkhorn(logits: Square) -> tuple[Square, Steps]:
     logits = logits - logits.amax(1, keepdim=True)
     largest = logits.amax(0)
     k = (logits - largest).exp_()
-    us, vs = [], [largest.exp()]
-    for _ in range(ITERATIONS):
-        us.append((k * vs[-1]).sum(1).reciprocal_())
-        vs.append((k * us[-1].unsqueeze(1)).sum(0).reciprocal_())
+    us, vs = (largest.new_empty(times, *largest.shape) for times in (ITERATIONS, ITERATIONS + 1))
+    vs[0] = largest.exp()
+    for t in range(ITERATIONS):
+        us[t] = (k * vs[t]).sum(1).reciprocal_()
+        vs[t + 1] = (k * us[t].unsqueeze(1)).sum(0).reciprocal_()
     return k * us[-1].unsqueeze(1) * vs[-1], Steps(k, us, vs)
 
 
@@ -147,13 +163,13 @@ def sinkhorn_backward(dmix: Square, mix: Square, steps: Steps) -> Square:
     direct = dmix * mix
     dalpha, minus_dbeta = direct.sum(1), -direct.sum(0)
     through, nothing = torch.zeros_like(k), torch.zeros_like(dalpha)
-    for u, before, after in zip(reversed(us), reversed(vs[:-1]), reversed(vs[1:]), strict=True):
-        share = after * minus_dbeta
-        through.addcmul_(u.unsqueeze(1), share)
-        dalpha = torch.addcmul(dalpha, u, (k * share).sum(1))
-        share = (u * dalpha).unsqueeze(1)
-        through.addcmul_(share, before, value=-1)
-        dalpha, minus_dbeta = nothing, before * (k * share).sum(0)
+    for t in reversed(range(ITERATIONS)):
+        share = vs[t + 1] * minus_dbeta
+        through.addcmul_(us[t].unsqueeze(1), share)
+        dalpha = torch.addcmul(dalpha, us[t], (k * share).sum(1))
+        share = (us[t] * dalpha).unsqueeze(1)
+        through.addcmul_(share, vs[t], value=-1)
+        dalpha, minus_dbeta = nothing, vs[t] * (k * share).sum(0)
     return direct.addcmul_(k, through)
 
 

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +13,20 @@ from residuum.model.config import ModelConfig
 from residuum.model.gradient import Saved, accumulate
 from residuum.model.norm import make_norm
 from residuum.model.precision import at_least_float32, without_autocast
+from residuum.model.product import product
 from residuum.model.residual.base import Branch, Optim, Receiver, Residual, Stream, joined
+from residuum.model.residual.mixing import (
+    PerStream,
+    Row,
+    Rows,
+    Table,
+    mix,
+    read,
+    rows_back,
+    table_back,
+    weighted,
+    written_back,
+)
 
 if TYPE_CHECKING:
     from residuum.model.transformer import Transformer
@@ -23,8 +35,6 @@ STREAMS = 4
 """The number that both papers settle on."""
 
 States = Float[Tensor, "batch pos n d_model"]
-Rows = Float[Tensor, "rows n d_model"]
-Table = Float[Tensor, "rows n n_and_2"]
 
 
 class Coefficients(NamedTuple):
@@ -33,6 +43,19 @@ class Coefficients(NamedTuple):
     read: Float[Tensor, "*rows n"]
     mix: Float[Tensor, "*rows n n"]
     write: Float[Tensor, "*rows n"]
+
+
+class TableGradients(NamedTuple):
+    """What comes back through a table of coefficients.
+
+    dX = what reaches X otherwise + size_i X_i + columns · matrix, the last over streams alone or over all of a row's
+    together. `of_weights` are the gradients of `Streams.weights`.
+    """
+
+    size: PerStream
+    columns: Float[Tensor, "some columns"]
+    matrix: Float[Tensor, "columns width"]
+    of_weights: tuple[Tensor, ...]
 
 
 class Streams(Residual):
@@ -66,8 +89,8 @@ class Streams(Residual):
         """`table`, and what its backward needs. `rows` need not be kept."""
 
     @abstractmethod
-    def explicit_table_backward(self, dtable: Table, rows: Rows, saved: Saved, drows: Rows) -> tuple[Tensor, ...]:
-        """Adds what comes back through the table to `drows`. Returns the gradients of `weights`."""
+    def explicit_table_backward(self, dtable: Table, rows: Rows, saved: Saved) -> TableGradients:
+        """The way back through `table`."""
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -105,41 +128,47 @@ class Streams(Residual):
     def forward(self, state: States, branch: Branch, *args: Any) -> States:
         if torch._C._len_torch_function_stack():  # somebody records every function of a tensor: a trace, say
             return self.naive(state, branch, *args)
-        read, mixed, write = _Read.apply(state, self, *self.weights)
-        return _Write.apply(mixed, write, branch(self.norm(read), *args))
+        h, on, b, table = _Read.apply(state, self, *self.weights)
+        return _Write.apply(on, b, table, branch(self.norm(h), *args))
 
     def explicit_forward(self, state: States, branch: Branch, *args: Any) -> tuple[States, Saved]:
         """Forgets the norm of what the branch reads, which is cheaper to compute again than to keep."""
         rows = state.flatten(0, 1)
         with without_autocast(rows):
             table, of_table = self.explicit_table(rows)
-            read = weighted(table[..., :1], rows).view(*state.shape[:2], -1)
-        normed, of_norm = self.norm.explicit_forward(read)
+            h = read(table, rows).view(*state.shape[:2], -1)
+        normed, of_norm = self.norm.explicit_forward(h)
         write, (_, *of_branch) = branch.explicit_forward(normed, *args)
         with without_autocast(rows):
-            y = weighted(table[..., 1:-1], rows)
-            add_outer(y, table[..., -1], write.flatten(0, 1))
+            y = mix(table, rows, write.flatten(0, 1))
         return y.view(state.shape), (branch, state, table, write, of_table, of_norm, of_branch)
 
     def explicit_backward(self, dstate: States, saved: Saved, parts: Receiver | None = None) -> States:
         branch, state, table, write, of_table, of_norm, of_branch = saved
         rows, dy = state.flatten(0, 1), dstate.flatten(0, 1).contiguous()
         with without_autocast(rows):
-            dwrite = weighted(table[..., -1:], dy).view(write.shape).to(write.dtype)
-        dnormed = branch.explicit_backward(dwrite, (self.norm.explicit_again(of_norm), *of_branch))
+            dwrite, dtable = written_back(table, dy, write.flatten(0, 1))
+        dnormed = branch.explicit_backward(dwrite.view(write.shape), (self.norm.explicit_again(of_norm), *of_branch))
         dread = self.norm.explicit_backward(dnormed, of_norm).flatten(0, 1)
-
         with without_autocast(rows):
-            identity = weighted(table[..., 1:-1].mT, dy)
-            into = identity if parts is None else torch.zeros_like(identity)
-            dtable = dtable_of(table, rows, dread, dy)
-            dtable[..., -1] = dots(dy, write.flatten(0, 1))
-            add_outer(into, table[..., 0], dread)
-            gradients = self.explicit_table_backward(dtable, rows, of_table, into)
+            drows, gradients = self.rows_backward(table, of_table, rows, dread, dy, dtable)
+            identity = None if parts is None else weighted(table[..., 1:-1].mT, dy)
         for weight, gradient in zip(self.weights, gradients, strict=True):
             accumulate(weight, gradient)
-        identity, into = identity.view(state.shape), into.view(state.shape)
-        return into if parts is None else joined(identity, into, parts)
+        into = drows.view(state.shape)
+        if parts is None or identity is None:
+            return into
+        return joined(identity.view(state.shape), into - identity.view(state.shape), parts)
+
+    def rows_backward(
+        self, table: Table, of_table: Saved, rows: Rows, dread: Row, dy: Rows, dtable: Table
+    ) -> tuple[Rows, tuple[Tensor, ...]]:
+        """dX and the gradients of `weights`. Of `dtable` the last column is there, the others are written."""
+        table_back(rows, dread, dy, dtable)
+        through = self.explicit_table_backward(dtable, rows, of_table)
+        drows = product(through.columns, through.matrix).to(rows.dtype).view(rows.shape)
+        rows_back(table, rows, dread, dy, through.size, drows)
+        return drows, through.of_weights
 
     def end(self, state: States) -> Stream:
         return state.sum(-2)
@@ -152,89 +181,49 @@ class Streams(Residual):
 
 
 class _Read(torch.autograd.Function):
-    """State to what the branch reads, to the mixed streams, and to how each is written, in the explicit pair's steps.
+    """State to what the branch reads, and on to `_Write`; by itself autograd would walk over all streams often.
 
-    By itself autograd would walk over all streams some ten times.
+    The state that goes on to `_Write` has dY for its gradient, not A dY: all that comes back to the state does so here.
     """
 
     @staticmethod
-    def forward(ctx: Any, state: States, connection: Streams, *weights: Tensor) -> tuple[Tensor, States, Tensor]:
+    def forward(ctx: Any, state: States, connection: Streams, *_weights: Tensor) -> tuple[Tensor, ...]:
         with without_autocast(state):
             rows = state.flatten(0, 1).contiguous()
             table, ctx.of_table = connection.explicit_table(rows)
-            read, mixed = weighted(table[..., :1], rows), weighted(table[..., 1:-1], rows)
-        ctx.connection, ctx.weights = connection, len(weights)
+            h = read(table, rows)
+        ctx.connection = connection
         ctx.save_for_backward(state, table)
-        # Not `view`: autograd lets nobody write to one of several views, which `_Write` does.
-        mixed = torch.ops.aten._unsafe_view(mixed, state.shape)
-        return read.view(*state.shape[:2], -1), mixed, table[..., -1].contiguous()
+        ctx.mark_non_differentiable(table)
+        return h.view(*state.shape[:2], -1), state.view_as(state), table[..., -1].contiguous(), table
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dread: Tensor, dmixed: States, dwrite: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, dh: Tensor, dstate: States, db: Tensor, _: Tensor) -> tuple[Any, ...]:
         state, table = ctx.saved_tensors
-        rows, dread, dy = state.flatten(0, 1).contiguous(), dread.flatten(0, 1).contiguous(), dmixed.flatten(0, 1)
+        rows, dh, dy = (each.flatten(0, 1).contiguous() for each in (state, dh, dstate))
+        dtable = torch.empty_like(table)
+        dtable[..., -1] = db
         with without_autocast(state):
-            dy = dy.contiguous()
-            dtable = dtable_of(table, rows, dread, dy)
-            dtable[..., -1] = dwrite
-            drows = weighted(table[..., 1:-1].mT, dy)
-            add_outer(drows, table[..., 0], dread)
-            gradients = ctx.connection.explicit_table_backward(dtable, rows, ctx.of_table, drows)
+            drows, gradients = ctx.connection.rows_backward(table, ctx.of_table, rows, dh, dy, dtable)
         return drows.view(state.shape), None, *gradients
 
 
 class _Write(torch.autograd.Function):
-    """Adds what the branch writes to the mixed streams, in place."""
+    """The mixed streams and, added to each, what the branch writes."""
 
     @staticmethod
-    def forward(ctx: Any, mixed: States, weight: Tensor, write: Stream) -> States:
-        ctx.save_for_backward(weight, write)
-        ctx.mark_dirty(mixed)
-        add_outer(mixed.view(-1, *mixed.shape[2:]), weight, write.flatten(0, 1))
-        return mixed
+    def forward(ctx: Any, state: States, _b: Tensor, table: Table, write: Stream) -> States:
+        ctx.save_for_backward(table, write)
+        with without_autocast(state):
+            y = mix(table, state.flatten(0, 1).contiguous(), write.flatten(0, 1).contiguous())
+        return y.view(state.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dstate: States) -> tuple[States, Tensor, Stream]:
-        weight, write = ctx.saved_tensors
+    def backward(ctx: Any, dstate: States) -> tuple[States, Tensor, None, Stream]:
+        table, write = ctx.saved_tensors
         with without_autocast(dstate):
             dy = dstate.flatten(0, 1).contiguous()
-            dweight = dots(dy, write.flatten(0, 1)).to(weight.dtype)
-            dwrite = weighted(weight.unsqueeze(-1), dy).view(write.shape)
-        return dstate, dweight, dwrite.to(write.dtype)
-
-
-def weighted(weights: Float[Tensor, "rows n m"], rows: Rows) -> Float[Tensor, "rows m d_model"]:
-    """y_j = Σ_i weights_ij rows_i, for each row a product of a tiny matrix with n long vectors.
-
-    Calling a matrix product for each of them costs a CPU more than it computes. A bag of embeddings is the same sum,
-    and its kernel takes a third of the time: the streams are its table, m bags a row.
-    """
-    weights = weights.to(rows.dtype)
-    count, n, m = weights.shape
-    if rows.device.type != "cpu" or rows.dtype != torch.float32:
-        return weights.mT @ rows
-    first = torch.arange(0, count * m * n, n, dtype=torch.int32)
-    of_row = torch.arange(count * n, dtype=torch.int32).view(count, 1, n).expand(count, m, n)
-    table, weights = rows.reshape(count * n, -1), weights.mT.reshape(-1)
-    bags = F.embedding_bag(of_row.reshape(-1), table, first, mode="sum", per_sample_weights=weights)
-    return bags.view(count, m, -1)
-
-
-def dots(rows: Rows, x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows n"]:
-    """⟨rows_i, x⟩: what d(weight_i) is where weight_i x was added to rows_i, or weight_i rows_i to x."""
-    return (x.to(rows.dtype).unsqueeze(1) @ rows.mT).squeeze(1)
-
-
-def dtable_of(table: Table, rows: Rows, dread: Float[Tensor, "rows d_model"], dy: Rows) -> Table:
-    """The gradients of a and A: da_i = ⟨X_i, dh⟩, dA_ij = ⟨X_i, dY_j⟩. The last column, db, is still to come."""
-    dtable = torch.empty_like(table)
-    dtable[..., 0] = dots(rows, dread)
-    dtable[..., 1:-1] = torch.einsum("rid,rjd->rij", rows, dy)  # in half the time of rows @ dy.mT
-    return dtable
-
-
-def add_outer(rows: Rows, weight: Float[Tensor, "rows n"], x: Float[Tensor, "rows d_model"]) -> None:
-    """rows_i ← rows_i + weight_i x."""
-    rows.addcmul_(weight.to(rows.dtype).unsqueeze(-1), x.to(rows.dtype).unsqueeze(-2))
+            dwrite, dtable = written_back(table, dy, write.flatten(0, 1).contiguous())
+        return dstate, dtable[..., -1], None, dwrite.view(write.shape)
