@@ -115,7 +115,7 @@ def balance(logits: Table) -> tuple[Table, Steps]:
     steps = Steps(*(logits.new_empty(first, n, count) for first in (n, ITERATIONS, ITERATIONS + 1)))
     if not compiled("balance", logits, table, *steps):
         mix, steps = sinkhorn(_of_rows(logits[..., 1:-1]))
-        torch.sigmoid(logits, out=table)
+        table = logits.sigmoid()
         table[..., 1:-1] = mix.permute(2, 0, 1)
         table[..., -1] *= 2
     return table, steps
@@ -147,8 +147,8 @@ def sinkhorn(logits: Square) -> tuple[Square, Steps]:
     us, vs = (largest.new_empty(times, *largest.shape) for times in (ITERATIONS, ITERATIONS + 1))
     vs[0] = largest.exp()
     for t in range(ITERATIONS):
-        us[t] = (k * vs[t]).sum(1).reciprocal_()
-        vs[t + 1] = (k * us[t].unsqueeze(1)).sum(0).reciprocal_()
+        torch.reciprocal((k * vs[t]).sum(1), out=us[t])
+        torch.reciprocal((k * us[t].unsqueeze(1)).sum(0), out=vs[t + 1])
     return k * us[-1].unsqueeze(1) * vs[-1], Steps(k, us, vs)
 
 
