@@ -627,8 +627,8 @@ def test_a_loss_that_cannot_be_run_again(monkeypatch: pytest.MonkeyPatch) -> Non
     monitor = residuum.Monitor(model, every=1, to=[].append)
     raising = {
         "rerun's loss raised ZeroDivisionError": lambda: 1 / 0,
-        "rerun's loss raised AttributeError": lambda: None,
-        "rerun's loss raised RuntimeError": lambda: model(tokens),  # no scalar
+        "rerun's loss returned NoneType: return a tensor of one number": lambda: None,
+        "rerun's loss returned Tensor: return a tensor of one number": lambda: model(tokens),
     }
     for said, loss in raising.items():
         monitor = residuum.Monitor(model, every=1, to=[].append)

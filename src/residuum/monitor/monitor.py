@@ -17,7 +17,7 @@ from residuum.files import refusal
 from residuum.monitor.destination import destination
 from residuum.monitor.flips import Flips
 from residuum.monitor.line import FIELDS, line_of
-from residuum.stream import RoundedMap
+from residuum.stream import RoundedMap, TraceError
 from residuum.stream.estimator import estimator_cosines
 from residuum.stream.listen import Listener
 from residuum.stream.trace import unwrapped
@@ -106,8 +106,8 @@ class Monitor:
 
             monitor.rerun(lambda: loss_of(model, x, y))
 
-        cos(dL/dW through the straight-through estimator, dL/dW with no map's rounding), at the same weights and the
-        same batch. `loss` is called where the step is measured and has ternary maps, twice, after the block; both times
+        cos(dL/dW through the straight-through estimator, dL/dW with nothing rounded), at the same weights and the same
+        batch. `loss` is called where the step is measured and has ternary maps, twice, after the block; both times
         from one random state, and differentiated past `.grad`. Free where the step is not measured.
         """
         if not callable(loss):
@@ -152,18 +152,18 @@ class Monitor:
             return None
         audit = judge(Evidence(flow.graph, flow, model_source=source_of(self._model)), name)
         own = {} if listener.own_loss is None else {"loss": flow.loss}
-        flips, cosines = self._flips.since_last(flow.ternary), self._cosines(flow.ternary)
+        flips, cosines = self._flips.since_last(flow.ternary), self._cosines(listener, flow.ternary)
         return line_of(self.step, audit, {**own, **self._noted}, flips, cosines)
 
-    def _cosines(self, maps: list[RoundedMap]) -> list[float | None]:
+    def _cosines(self, listener: Listener, maps: list[RoundedMap]) -> list[float | None]:
         """Of each ternary map the estimator's, where the loss was given to be run again."""
         if self._loss is not None and maps:
             try:
                 if _processes() > 1:
                     raise InputError("one process alone measures, and the others would not run with it")
-                return estimator_cosines(self._model, self._loss, maps)
+                return estimator_cosines(self._model, self._loss, maps, listener.roundings())
             except Exception as error:  # a fault of this must not take the rest of the line with it
-                own = isinstance(error, InputError)
+                own = isinstance(error, (InputError, TraceError))
                 reason = f"{error}" if own else f"rerun's loss raised {type(error).__name__}: {error}"
                 self._say("rerun", f"the estimator's cosine is left out at step {self.step}, because {reason}")
         return [None] * len(maps)

@@ -5,6 +5,7 @@ And of the activations that they meet, where those are rounded too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,13 +15,14 @@ from torch import Tensor
 from residuum.stream import ops
 from residuum.stream.block import block_in
 from residuum.stream.capture import Capture, Place, name_of
+from residuum.stream.errors import TraceError
 from residuum.stream.node import ACTIVATION, WEIGHT, Node
 from residuum.stream.spread import spread
 from residuum.stream.weights import is_sharded
 
 # Functions that leave a few values of many; a limit may then leave fewer.
-TO_WHOLE = frozenset({"round", "round_", "floor", "floor_", "ceil", "ceil_", "trunc", "trunc_", "fix"})
-ROUND = TO_WHOLE | {"sign", "sign_", "sgn"}
+TO_NEAREST = frozenset({"round", "round_"})
+ROUND = TO_NEAREST | {"floor", "floor_", "ceil", "ceil_", "trunc", "trunc_", "fix", "sign", "sign_", "sgn"}
 
 # A threshold leaves two.
 COMPARE = frozenset({"gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater", "less"})
@@ -87,26 +89,46 @@ class LevelCapture(Capture):
         rounded = [node for node in self.levels if node.op in ROUND | ops.CLAMP]
         return [node for node in rounded if bool(self.levels[node].one)]
 
-    def roundings(self, rounded: Rounded) -> frozenset[Place]:
-        """Where a product's weight, and what that meets, is rounded and limited; none where levels are not rounded
-        numbers but their signs, or what is left of them beside a threshold."""
-        found: set[Place] = set()
-        for levels in (rounded.levels, rounded.read):
-            node, rounds = levels, levels is None
-            while node is not None and node.op in TO_WHOLE | ops.CLAMP | ops.VIEW:
-                rounds |= node.op in TO_WHOLE
-                found |= {self._places[node]} if node in self._places else set()
-                node = node.inputs[0] if node.inputs else None
-            if not rounds:
-                return frozenset()
-        return frozenset(found)
+    def roundings(self) -> frozenset[Place]:
+        """Where the code rounds, to the nearest level, the weights of maps and what these read, and limits the levels.
+
+        Raises `TraceError` where more is rounded than that, or otherwise, so that a pass without these places would
+        not be one without rounding.
+        """
+        chains: set[Node] = set()
+        for rounded in self.rounded:
+            weights = set(self._chain(rounded.levels))
+            if not weights:
+                raise TraceError(f"signs or a threshold make the levels of {rounded.product.module or 'a map'}")
+            chains |= weights | set(self._chain(rounded.read))
+        places = frozenset(self._places[node] for node in chains)
+        for node, place in self._places.items():
+            strange = node.op in ROUND and node.role in (ACTIVATION, WEIGHT)
+            if node not in chains and (strange or place in places):
+                raise TraceError(
+                    f"{node.module or 'the model'} rounds (`{node.op}` in {place[1].co_qualname}) what is not known to "
+                    "be the levels of a map's weights, or of what one reads, to the nearest"
+                )
+        return places
+
+    def _chain(self, levels: Node | None) -> Iterator[Node]:
+        """A rounding to the nearest level and the limits that follow it; nothing where levels are made otherwise."""
+        found = []
+        while levels is not None and levels.op in ops.CLAMP:
+            found.append(levels)
+            levels = self._behind(levels.inputs[0])
+        if levels is not None and levels.op in TO_NEAREST:
+            yield from (*found, levels)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if name_of(func) in ROUND and args and isinstance(args[0], Tensor):
-            node = self.node_of(args[0])
-            wanted = node is not None and node.role == ACTIVATION and _is_real(args[0])
-            self._before = _sample(args[0].detach()) == 0 if wanted else None
-        return super().__torch_function__(func, types, args, kwargs)
+        rounds = name_of(func) in ROUND and args and isinstance(args[0], Tensor)
+        node = self.node_of(args[0]) if rounds else None
+        if node is not None and node.role == ACTIVATION and _has_numbers(args[0]):
+            self._before = _sample(args[0].detach()) == 0
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        finally:
+            self._before = None
 
     def _record(self, op: str, inputs: tuple[Node, ...], role: str, value: Tensor) -> Node:
         node = super()._record(op, inputs, role, value)
@@ -114,9 +136,9 @@ class LevelCapture(Capture):
             self._places[node] = self.place
         if role == WEIGHT and op in ops.VIEW | ops.PART and not is_sharded(value):
             self._note_cut(node, value)
-        if role == WEIGHT and self._has_levels(node) and value.numel() > 1 and _is_real(value):
+        if role == WEIGHT and self._has_levels(node) and value.numel() > 1 and _has_numbers(value):
             self.levels[node] = _levels(value.detach())
-        elif role == ACTIVATION and op in ROUND | ops.CLAMP and _is_real(value):
+        elif role == ACTIVATION and op in ROUND | ops.CLAMP and _has_numbers(value):
             self._note_read(node, value.detach())
         elif role == ACTIVATION and op in ops.MATMUL and self.levels:
             for weight in inputs:
@@ -127,7 +149,7 @@ class LevelCapture(Capture):
 
     def _note_read(self, node: Node, value: Tensor) -> None:
         """Rounded activations; a limit that follows may lower the largest level."""
-        if node.op in ROUND and self._before is not None and value.numel():
+        if node.op in ROUND and self._before is not None:
             lost = ((_sample(value) == 0) & ~self._before).float().mean()
             self.reads[node] = Read(lost, _top(value))
         elif node.op in ops.CLAMP and self.reads and (rounded := self._behind(node.inputs[0])) is not None:
@@ -197,10 +219,10 @@ def _levels(value: Tensor) -> Levels:
 
 def _top(value: Tensor) -> Tensor:
     """The share at the largest level; of eight bits' levels, −128 to 127, both ends are that."""
-    least, largest = value.aminmax()
-    sample = _sample(value)
+    least, largest = (end.float() for end in value.aminmax())
+    sample = _sample(value).float()
     ends = (sample.abs() == torch.maximum(largest, -least)) | ((sample == largest) & (largest + least == -1))
-    return ends.float().mean()
+    return ends.float().mean() + 0 * largest  # NaN where there is one
 
 
 def _sample(value: Tensor) -> Tensor:
@@ -212,9 +234,10 @@ def _places(count: int, device: torch.device) -> Tensor:
     return spread(count, SAMPLE, device)
 
 
-def _is_real(value: Tensor) -> bool:
-    """Whether it has numbers to be compared with others."""
-    return not (value.is_meta or is_sharded(value) or value.is_complex())
+def _has_numbers(value: Tensor) -> bool:
+    """Whether there are any, one after another, that can be compared."""
+    odd = value.is_meta or is_sharded(value) or value.is_complex() or value.is_nested
+    return not odd and value.layout == torch.strided and value.numel() > 0
 
 
 def _equal(one: Node, other: Node) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from residuum.stream.capture import tensors_in
+from residuum.stream.capture import Place, tensors_in
 from residuum.stream.forward import Kept, watch_into
 from residuum.stream.graph import ResidualGraph, graph_of
 from residuum.stream.levels import LevelCapture
@@ -68,6 +68,11 @@ class Listener:
         flows = {n: self._parameter(n, p, scale) for n, p in heard_of.items()}
         passes = Passes(capture, graph, self._kept, self._splits, self._names)
         return passes.read(loss, "the training's loss", parameters, flows, scale)
+
+    def roundings(self) -> frozenset[Place]:
+        """`LevelCapture.roundings`, once the model has run."""
+        assert self._capture is not None
+        return self._capture.roundings()
 
     def close(self) -> None:
         """Remove every hook and let go of every tensor."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from residuum.stream import ops
 from residuum.stream.block import block_of
-from residuum.stream.capture import Place
 from residuum.stream.forward import SWAP
 from residuum.stream.levels import LevelCapture, Rounded
 from residuum.stream.node import Node
@@ -37,7 +36,6 @@ class RoundedMap:
     shape: torch.Size
     sample: Tensor = field(repr=False, compare=False)
     read: tuple[float, float] | None
-    roundings: frozenset[Place]
 
     @property
     def name(self) -> str:
@@ -77,7 +75,6 @@ def rounded_maps(capture: LevelCapture, names: dict[Node, str]) -> Iterator[Roun
             rounded.levels.shape,
             kept.sample,
             (float(read.lost), float(read.top)) if read is not None else None,
-            capture.roundings(rounded),
         )
 
 
