@@ -11,7 +11,7 @@ C-contiguous.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,11 @@ LANES = 256
 """Rows whose matrices are balanced side by side."""
 
 ANY_ORDER = {"reassoc", "contract", "nsz"}  # of sums; infinities and NaN stay what they are
-_compiled = partial(kept, parallel=True, fastmath=ANY_ORDER, error_model="numpy")
+OPTIONS: dict[str, Any] = {"parallel": True, "fastmath": ANY_ORDER, "error_model": "numpy"}
+
+
+def _compiled(function: Callable[..., None]) -> Any:
+    return kept(function, **OPTIONS)
 
 
 @_compiled

@@ -114,6 +114,42 @@ def test_the_same_bits_whatever_the_threads() -> None:
     assert all(map(torch.equal, *found))
 
 
+THREADS = """
+import torch, numba
+torch.set_num_threads(1)
+numba.set_num_threads(3)
+from residuum.model.residual.mixing import mix
+mix(torch.ones(3, 4, 6), torch.ones(3, 4, 5), torch.ones(3, 5))
+assert numba.threading_layer()  # Numba's threads were started
+assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 3)
+"""
+
+
+def test_how_many_threads_others_have_is_left_alone() -> None:
+    needs_numba()
+    environment = os.environ | {"NUMBA_NUM_THREADS": "4"}
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_numba()
+    from residuum.model import kernels
+
+    class Full:
+        py_func = staticmethod(kernels.read.py_func)
+
+        def __call__(self, *_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    table, rows = torch.randn(3, 4, 6), torch.randn(3, 4, 5)
+    expected = mixing.read(table, rows)
+    monkeypatch.setattr(kernels, "read", Full())
+    for _ in range(2):
+        torch.testing.assert_close(mixing.read(table, rows), expected)
+    assert not isinstance(kernels.read, Full)
+
+
 def test_several_threads_of_a_program() -> None:
     needs_numba()
     table, rows, write = torch.randn(300, 4, 6), torch.randn(300, 4, 50), torch.randn(300, 50)

@@ -107,9 +107,18 @@ def compiled(name: str, *arguments: Tensor | tuple[int, ...]) -> bool:
     if not plain or followed or (found := _kernels(os.getpid())) is None:
         return False
     numba, kernels = found
+    arrays = [each if isinstance(each, tuple) else each.detach().numpy() for each in arguments]
+    ours, theirs = torch.get_num_threads(), numba.get_num_threads()
     with _ONE_AT_A_TIME:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        getattr(kernels, name)(*(each if isinstance(each, tuple) else each.detach().numpy() for each in arguments))
+        try:
+            numba.set_num_threads(min(ours, numba.config.NUMBA_NUM_THREADS))
+            getattr(kernels, name)(*arrays)
+        except OSError:  # there is no room on the disk to keep what was compiled
+            setattr(kernels, name, numba.njit(**kernels.OPTIONS)(getattr(kernels, name).py_func))
+            getattr(kernels, name)(*arrays)
+        finally:
+            numba.set_num_threads(theirs)
+            torch.set_num_threads(ours)  # starting its threads, Numba may have told PyTorch's how many they are
     return True
 
 
@@ -123,6 +132,7 @@ def _kernels(process: int) -> tuple[Any, Any] | None:
     if process != _FIRST:
         return None
     try:
-        return importlib.import_module("numba"), importlib.import_module("residuum.model.kernels")
+        numba = importlib.import_module("numba")
+        return None if numba.config.DISABLE_JIT else (numba, importlib.import_module("residuum.model.kernels"))
     except ImportError:  # or a Numba that does not know the NumPy that is there
         return None
