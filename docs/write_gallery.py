@@ -61,7 +61,8 @@ def _how_measured(cost: dict[str, Any], depth: dict[str, Any], first: dict[str, 
     lines = [
         f"- *Cost* is training throughput against Pre-LN of the same model, {shape['n_layers']} layers of width "
         f"{shape['d_model']}, {shape['tokens']:,} tokens a step, median and quartiles "
-        f"(`python benchmarks/residuals.py`; {cost['made_with']['machine']}).",
+        f"(`python benchmarks/residuals.py`; {cost['made_with']['machine']}). Hyper-connections and mhc take the extra "
+        "`packed` for it: Numba compiles what walks over their streams.",
         f"- The pictures show first weights at {first['shape']['n_layers']} layers: how large the stream is after each "
         "layer, and the loss's gradient there, Pre-LN's in grey (`python benchmarks/first_weights.py`).",
         "- *Depth* is not measured yet (`python benchmarks/depth.py`).",
