@@ -144,12 +144,11 @@ def sinkhorn(logits: Square) -> tuple[Square, Steps]:
     logits = logits - logits.amax(1, keepdim=True)
     largest = logits.amax(0)
     k = (logits - largest).exp_()
-    us, vs = (largest.new_empty(times, *largest.shape) for times in (ITERATIONS, ITERATIONS + 1))
-    vs[0] = largest.exp()
-    for t in range(ITERATIONS):
-        torch.reciprocal((k * vs[t]).sum(1), out=us[t])
-        torch.reciprocal((k * us[t].unsqueeze(1)).sum(0), out=vs[t + 1])
-    return k * us[-1].unsqueeze(1) * vs[-1], Steps(k, us, vs)
+    us, vs = [], [largest.exp()]
+    for _ in range(ITERATIONS):
+        us.append((k * vs[-1]).sum(1).reciprocal_())
+        vs.append((k * us[-1].unsqueeze(1)).sum(0).reciprocal_())
+    return k * us[-1].unsqueeze(1) * vs[-1], Steps(k, torch.stack(us), torch.stack(vs))
 
 
 def sinkhorn_backward(dmix: Square, mix: Square, steps: Steps) -> Square:
