@@ -226,11 +226,11 @@ def _top(value: Tensor) -> Tensor:
 
 
 def _sample(value: Tensor) -> Tensor:
-    return value.flatten().index_select(0, _places(value.numel(), value.device))  # a quarter of what `[...]` takes
+    return value.flatten().index_select(0, _spread(value.numel(), value.device))  # a quarter of what `[...]` takes
 
 
 @lru_cache(maxsize=16)
-def _places(count: int, device: torch.device) -> Tensor:
+def _spread(count: int, device: torch.device) -> Tensor:
     return spread(count, SAMPLE, device)
 
 

@@ -24,7 +24,8 @@ class RoundedMap:
     map's outputs all of whose weights are 0. `learns`: a gradient comes back to its parameters entry by entry.
     `block` is the block of the parameter that they are ('[3]' of stacked experts, '[64:96]' of a fused projection), ''
     for all of it, None where it cannot be told. `sample` holds the levels, of `shape`, of at most 65,536 weights, the
-    same ones at every look.
+    same ones at every look. `read` has two shares of what the map reads, of a sample as large: those that rounding made
+    0, and those at the largest level; None where no rounding of it was seen.
     """
 
     module: str

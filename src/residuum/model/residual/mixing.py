@@ -22,6 +22,9 @@ Row = Float[Tensor, "rows d_model"]
 Table = Float[Tensor, "rows n n_and_2"]
 PerStream = Float[Tensor, "rows n"]
 
+_ONE_AT_A_TIME = threading.Lock()  # one of Numba's threading layers ends the process that calls it from two threads
+_FIRST = os.getpid()
+
 
 def read(table: Table, rows: Rows) -> Row:
     """h = Σ_i a_i X_i."""
@@ -76,9 +79,9 @@ def weighted(weights: Float[Tensor, "rows n m"], rows: Rows) -> Float[Tensor, "r
         return weights.mT @ rows
     first = torch.arange(0, count * m * n, n, dtype=torch.int32)
     of_row = torch.arange(count * n, dtype=torch.int32).view(count, 1, n).expand(count, m, n)
-    table, weights = rows.reshape(count * n, -1), weights.mT.reshape(-1)
+    table, weights = rows.reshape(count * n, rows.shape[-1]), weights.mT.reshape(-1)
     bags = F.embedding_bag(of_row.reshape(-1), table, first, mode="sum", per_sample_weights=weights)
-    return bags.view(count, m, -1)
+    return bags.view(count, m, rows.shape[-1])
 
 
 def dots(rows: Rows, x: Row) -> PerStream:
@@ -120,10 +123,6 @@ def compiled(name: str, *arguments: Tensor | tuple[int, ...]) -> bool:
             numba.set_num_threads(theirs)
             torch.set_num_threads(ours)  # starting its threads, Numba may have told PyTorch's how many they are
     return True
-
-
-_ONE_AT_A_TIME = threading.Lock()  # one of Numba's threading layers ends the process that calls it from two threads
-_FIRST = os.getpid()
 
 
 @cache
