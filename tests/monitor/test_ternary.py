@@ -193,9 +193,10 @@ def test_a_loss_that_cannot_be_run_again(monkeypatch: pytest.MonkeyPatch) -> Non
     }
     for said, loss in raising.items():
         monitor = residuum.Monitor(model, every=1, to=[].append)
-        with pytest.warns(UserWarning, match=f"cosine is left out at step 1, because {said}"), monitor:
+        with pytest.warns(UserWarning, match=f"cosine is left out at step 1, because {said}") as warned, monitor:
             model.loss(tokens, tokens).backward()
             monitor.rerun(loss)
+        assert [each.filename for each in warned] == [__file__]  # the user's block, not our code
         assert monitor.last is not None  # all else is there
         assert {each["cosine"] for each in monitor.last["ternary"]} == {None}
     for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():

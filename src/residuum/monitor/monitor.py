@@ -165,18 +165,18 @@ class Monitor:
             except Exception as error:  # a fault of this must not take the rest of the line with it
                 own = isinstance(error, (InputError, TraceError))
                 reason = f"{error}" if own else f"rerun's loss raised {type(error).__name__}: {error}"
-                self._say("rerun", f"the estimator's cosine is left out at step {self.step}, because {reason}")
+                self._say("rerun", f"the estimator's cosine is left out at step {self.step}, because {reason}", level=6)
         return [None] * len(maps)
 
     def _leave_out(self, reason: str) -> None:
         kind = reason.partition(":")[0]  # the rest may name the step
         self._say(kind, f"step {self.step} is left out, because {reason}")
 
-    def _say(self, kind: str, message: str) -> None:
-        """Once of each kind."""
+    def _say(self, kind: str, message: str, level: int = 5) -> None:
+        """Once of each kind, at the user's block: so many calls above the warning."""
         if kind not in self._said:
             self._said.add(kind)
-            warnings.warn(f"residuum.Monitor: {message}", stacklevel=5)
+            warnings.warn(f"residuum.Monitor: {message}", stacklevel=level)
 
 
 def _processes() -> int:

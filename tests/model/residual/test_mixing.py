@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -37,8 +38,7 @@ def needs_numba() -> None:
     pytest.importorskip("numba", reason="because the extra `packed` is not installed")
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 5])
-@pytest.mark.parametrize("shape", [(1, 3), (7, 30), (300, 5)], ids=str)
+@pytest.mark.parametrize(("n", "shape"), [*product((1, 2, 4, 5), [(1, 3), (7, 30), (300, 5)]), (1024, (2, 3))], ids=str)
 def test_compiled_is_pytorch(n: int, shape: tuple[int, int], without_numba: Callable[[], None]) -> None:
     needs_numba()
     torch.manual_seed(0)

@@ -22,6 +22,9 @@ Row = Float[Tensor, "rows d_model"]
 Table = Float[Tensor, "rows n n_and_2"]
 PerStream = Float[Tensor, "rows n"]
 
+MOST = 64
+"""Streams over which loops are unrolled; Numba refuses a thousand."""
+
 _ONE_AT_A_TIME = threading.Lock()  # one of Numba's threading layers ends the process that calls it from two threads
 _FIRST = os.getpid()
 
@@ -101,13 +104,8 @@ def streams_of(rows: Rows) -> tuple[int, ...]:
 
 def compiled(name: str, *arguments: Tensor | tuple[int, ...]) -> bool:
     """Call that function of `kernels.py`, which writes into some of `arguments`; False where that cannot be done."""
-    plain = all(
-        type(each) is Tensor and each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous()
-        for each in arguments
-        if not isinstance(each, tuple)
-    )
     followed = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    if not plain or followed or (found := _kernels(os.getpid())) is None:
+    if followed or not all(map(_can_be_given, arguments)) or (found := _kernels(os.getpid())) is None:
         return False
     numba, kernels = found
     arrays = [each if isinstance(each, tuple) else each.detach().numpy() for each in arguments]
@@ -123,6 +121,13 @@ def compiled(name: str, *arguments: Tensor | tuple[int, ...]) -> bool:
             numba.set_num_threads(theirs)
             torch.set_num_threads(ours)  # starting its threads, Numba may have told PyTorch's how many they are
     return True
+
+
+def _can_be_given(argument: Tensor | tuple[int, ...]) -> bool:
+    if isinstance(argument, tuple):
+        return len(argument) <= MOST
+    plain = type(argument) is Tensor and argument.device.type == "cpu" and argument.dtype == torch.float32
+    return plain and argument.is_contiguous()
 
 
 @cache
