@@ -80,6 +80,7 @@ def test_the_balance_term_by_hand() -> None:
         part.router.weight.copy_(torch.eye(2))
     x = torch.tensor([[[3.0, 1.0], [3.0, 1.0], [1.0, 4.0]]], dtype=torch.float64).log()
     assert imbalance(part, x) == pytest.approx(2 * (2 / 3 * 17 / 30 + 1 / 3 * 13 / 30))
+    assert part.shares.tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
 def test_even_use_is_one_and_one_expert_for_all_is_their_number() -> None:
@@ -346,7 +347,9 @@ warmup = 1
 """
 
 
-def test_a_run_says_how_evenly_and_scores_text_without_it(text_folder: Path, tmp_path: Path) -> None:
+def test_a_run_says_how_evenly_and_scores_text_without_it(
+    text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(RECIPE.format(source=text_folder))
     runs = {}
@@ -356,11 +359,17 @@ def test_a_run_says_how_evenly_and_scores_text_without_it(text_folder: Path, tmp
         runs[engine] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
         for line in runs[engine]:
             assert 1 < line["imbalance"] < 4
+            assert [sum(shares) for shares in line["expert_shares"]] == pytest.approx([1, 1])
+            assert all(len(shares) == 4 for shares in line["expert_shares"])
             nats = line["train_bits_per_byte"] * torch.tensor(2.0).log().item()  # each token is a byte
             assert line["loss"] == pytest.approx(nats + 2 * 0.3 * line["imbalance"], rel=1e-5)
     for ours, theirs in zip(runs["explicit"], runs["autograd"], strict=True):
         for key in ("loss", "grad_norm", "imbalance", "train_bits_per_byte"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
+        assert ours["expert_shares"] == [pytest.approx(shares) for shares in theirs["expert_shares"]]
+    page = (tmp_path / "explicit" / "report.html").read_text()
+    assert "Mixture of experts" in page and "of its block&#39;s choices" in page
+    assert "of their block's choices, 25.0% is even" in capsys.readouterr().out
     held_out = runs["explicit"][-1]["bits_per_byte"]
     assert held_out == pytest.approx(8, abs=0.2)  # an untrained model's; with 0.3 nats a layer it would be 8.9
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from residuum.audit.audit import Audit, judge
 from residuum.audit.charts import parts_chart, training_chart
+from residuum.audit.experts import Experts
 from residuum.audit.finding import Evidence, source_of
 from residuum.audit.html import render_page
 from residuum.audit.ternary import Maps
@@ -55,12 +56,13 @@ def write_report(folder: RunFolder, audit: Audit) -> None:
     samples = folder.samples_file.read_text(errors="replace") if folder.samples_file.exists() else ""
     newest = samples.rpartition("== step ")[2].partition("\n")[2].strip()
     twins, maps = Twins.of(folder), Maps(lines, sizes(model)).part()
-    more = [part for part in (twins and twins.part(), maps) if part]
+    more = [part for part in (twins and twins.part(), maps, Experts(lines).part()) if part]
     page = render_page(audit, training_chart(lines), facts, newest, parts_chart(lines), more)
     write_whole(folder.report_file, page)
 
 
 def run_lines(folder: RunFolder) -> list[str]:
-    """What a terminal says of a run besides its audit: what is ternary in it, and what its twin is better at."""
-    twins, maps = Twins.of(folder), Maps(folder.metrics(), sizes(folder.recipe.model))
-    return [*maps.findings(), *([f"against its full-precision twin: {twins.finding}"] if twins else [])]
+    """What a terminal says of a run besides its audit: of ternary maps, of experts, and what its twin is better at."""
+    lines, twins = folder.metrics(), Twins.of(folder)
+    found = [*Maps(lines, sizes(folder.recipe.model)).findings(), *Experts(lines).findings()]
+    return [*found, *([f"against its full-precision twin: {twins.finding}"] if twins else [])]

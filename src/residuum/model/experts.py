@@ -53,6 +53,8 @@ class MixtureOfExperts(nn.Module):
         self.asked: Balance | None = None
         self.imbalance: Tensor | None = None
         """E Σ_e f_e P_e of the last pass that `Balance` saw: 1 where all is even, E where one expert has everything."""
+        self.shares: Tensor | None = None
+        """f_e of the same pass."""
 
     def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         rows = x.flatten(0, -2)
@@ -103,7 +105,8 @@ class MixtureOfExperts(nn.Module):
         sizes = [share + (e < more) for e in range(len(self.experts))] if counts is None else counts.tolist()
         routing = Routing(p, chosen, every.argsort(stable=True), sizes)
         if self.asked is not None:
-            imbalance = len(self.experts) * (self._shares(routing) * p.mean(0)).sum()
+            self.shares = self._shares(routing)
+            imbalance = len(self.experts) * (self.shares * p.mean(0)).sum()
             self.asked.terms[self], self.imbalance = imbalance, imbalance.detach()
         return routing
 

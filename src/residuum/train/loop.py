@@ -153,15 +153,14 @@ class _Training:
             evaluated = done % run.eval_every == 0 or done == run.steps
             saved = done % run.checkpoint_every == 0 or done == run.steps
             recorded = evaluated or done % run.log_every == 0 or done == 1
-            loss, norm, imbalance, targets, parts = self._step(step, lr, recorded)
+            loss, norm, experts, targets, parts = self._step(step, lr, recorded)
             flips = self.flips.at(done)
             if evaluated or saved:
                 self._check_weights(done, loss, norm)
-            line: dict[str, Any] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm}
+            line: dict[str, Any] = {"step": done, "loss": loss, "lr": lr, "grad_norm": norm, **experts}
             nats = loss
-            if imbalance is not None:  # the sum over layers is part of the loss, and not of how well text is predicted
-                line["imbalance"] = imbalance
-                nats -= self.recipe.model.balance * self.recipe.model.n_layers * imbalance
+            if experts:  # the sum over layers is part of the loss, and not of how well text is predicted
+                nats -= self.recipe.model.balance * self.recipe.model.n_layers * experts["imbalance"]
             line["train_bits_per_byte"] = nats / math.log(2) / float(self.tokenizer.token_bytes[targets].mean())
             line["tokens_per_second"] = read * (done - since) / (time.perf_counter() - clock)
             if parts is not None:
@@ -217,11 +216,12 @@ class _Training:
 
     def _step(
         self, step: int, lr: float, recorded: bool
-    ) -> tuple[float, float, float | None, NDArray[np.int64], Norms | None]:
-        """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, the experts'
-        imbalance (the mean over layers, 1 where it is none; None without experts), and the targets.
+    ) -> tuple[float, float, dict[str, Any], NDArray[np.int64], Norms | None]:
+        """One optimizer step: the mean loss in nats per token, the gradient's norm before clipping, what a line of
+        metrics says of experts (their imbalance is the mean over layers, 1 where it is none), and the targets.
 
-        By the explicit engine, if the step is `recorded`, also the parts of the gradient in the first pass.
+        If the step is `recorded`, the experts' shares of the choices, layer by layer, are among it, and by the explicit
+        engine there are also the parts of the gradient in the first pass.
         Raises `Diverged`, before anything is updated, where loss or norm is not finite.
         """
         optim = self.recipe.optim
@@ -230,7 +230,7 @@ class _Training:
         set_rates(self.optimizer, lr, weight_decay(step, self.recipe.run.steps, optim))
         self.optimizer.zero_grad(set_to_none=True)
         total, targets, parts = torch.zeros((), device=self.device), [], None
-        uneven = torch.zeros((), device=self.device)
+        uneven, shares = torch.zeros((), device=self.device), []
         mixtures: list[Any] = [block.ff for block in self.model.blocks if isinstance(block.ff, MixtureOfExperts)]
         for micro in range(optim.accumulate):
             x, y = self.batches.at(step, micro)
@@ -243,13 +243,18 @@ class _Training:
             total += loss / optim.accumulate
             for mixture in mixtures:
                 uneven += mixture.imbalance / (len(mixtures) * optim.accumulate)
+            if mixtures and recorded:
+                shares.append(torch.stack([mixture.shares for mixture in mixtures]))
             targets.append(y[y != NOT_COUNTED].numpy())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip or float("inf"))
         mean, length, imbalance = torch.stack((total, norm, uneven)).tolist()  # waits for the device, once a step
+        experts: dict[str, Any] = {"imbalance": imbalance} if mixtures else {}
+        if shares:
+            experts["expert_shares"] = torch.stack(shares).mean(0).tolist()
         if not (math.isfinite(mean) and math.isfinite(length)):
             raise self._diverged(step + 1, mean, length, self._culprit(step))
         self.optimizer.step()
-        return mean, length, imbalance if mixtures else None, np.concatenate(targets), parts
+        return mean, length, experts, np.concatenate(targets), parts
 
     def _ternary(self) -> dict[str, Any]:
         """What ternary maps are and do, on held-out text that is the same at every step."""
