@@ -66,10 +66,19 @@ def training_step(model: Transformer, engine: str, tokens: Tensor) -> Callable[[
     return step
 
 
+def commit() -> str | None:
+    """Of the code that was measured, if it lies in a repository; what was not committed then is not in it."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def save(name: str, figures: dict[str, Any]) -> None:
     """Print the figures and keep them beside what made them."""
     made_with = {
-        "commit": _commit(),
+        "commit": commit(),
         "torch": version("torch"),
         "python": platform.python_version(),
         "machine": _processor(),
@@ -84,15 +93,6 @@ def _time(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def _commit() -> str | None:
-    """Of the code that was measured, if it lies in a repository; what was not committed then is not in it."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _processor() -> str:

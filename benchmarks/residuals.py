@@ -31,7 +31,8 @@ def main(names: list[str]) -> None:
     file = harness.RESULTS / f"{kept}.json"
     rows = json.loads(file.read_text())["connections"] if names else {}
     for name in names or sorted(REGISTRY.keys() - {"pre"}):
-        rows[name] = {"bound": BOUNDS.get(name, 0.95) if DEVICE == "cpu" else 0.85, "parameters": parameters(name)}
+        bound = BOUNDS.get(name, 0.95) if DEVICE == "cpu" else 0.85
+        rows[name] = {"commit": harness.commit(), "bound": bound, "parameters": parameters(name)}
         for engine in ("autograd", "explicit"):
             timed = harness.ratio(step(name, engine), step("pre", engine), ROUNDS)
             low, high = 1 / timed["quartile_high"], 1 / timed["quartile_low"]
