@@ -24,6 +24,12 @@ class Half(Residual):
     def forward(self, x, branch, *args):
         return x + 0.5 * branch(x, *args)
 """
+BARE = """
+from residuum.model.residual import Residual
+
+class Half(Residual):
+    use = "Nothing."
+"""
 PAIR = """
     def explicit_forward(self, x, branch, *args):
         write, of_branch = branch.explicit_forward(x, *args)
@@ -117,6 +123,12 @@ def test_nothing_to_compare_is_no_success(theirs: Path, capsys: pytest.CaptureFi
         ("", "nowhere.at_all:Half", "there is no module nowhere, here or where Python looks"),
         ("", ":Half", "'' is no module's name: give package.module:Class"),
         ("", "../their_half:Half", "'../their_half' is no module's name"),
+        (BARE, "their_half:Half", "'their_half:Half' has no name: put @register"),
+        (
+            BARE + '    name = "half"',
+            "their_half:Half",
+            'is not among the parts: put @register("half") above the class',
+        ),
     ],
 )
 def test_no_such_connection(

@@ -26,6 +26,8 @@ def check(name: str) -> Iterator[Row]:
     """
     if ":" in name:
         kind = residual_named(name)
+        if REGISTRY.get(kind.name) is not kind:
+            raise InputError(f"'{name}' is not among the parts: put @register(\"{kind.name}\") above the class")
         missing = kind.underived()
         try_out(config(residual=name), "autograd" if missing else "explicit", compare=False)  # which is done below
         if missing:
