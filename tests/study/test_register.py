@@ -86,6 +86,12 @@ def test_a_claim_waits_for_its_missing_cells(doubles: None, tmp_path: Path) -> N
     assert quick.said == "holds under x = 2"
 
 
+def test_seconds_of_a_cell_that_two_claims_share_count_once(doubles: None, tmp_path: Path) -> None:
+    (alone,) = judge(chosen("doubles"), Store(tmp_path))
+    first, again = judge([*chosen("doubles"), *chosen("doubles")], Store(tmp_path))
+    assert (first.seconds, again.seconds) == (alone.seconds, 0)
+
+
 def test_an_experiment_that_says_nothing_says_so(tmp_path: Path) -> None:
     class Unsure(type(CLAIMS[0])):
         def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:

@@ -20,7 +20,7 @@ SCHEMA = "residuum.study.claims/1"
 class Judged:
     """A claim and its outcome, which is None while cells are `missing`, or where they say nothing and `undecided` why.
 
-    `seconds` is what the finished cells took.
+    `seconds` is what the finished cells took, but for those that an earlier claim of the register has, too.
     """
 
     claim: Claim
@@ -83,11 +83,14 @@ def judge(
         dataclasses.replace(cell, label=cell.label or claim.id) for claim in claims for cell in cells[claim.id]
     ]
     run(everything, store, progress, shard, launch)
-    judged = []
+    judged, counted = [], set[str]()
     for claim in claims:
         found = [store.result(cell) for cell in cells[claim.id]]
         finished = [result for result in found if result is not None]
-        missing, seconds = len(found) - len(finished), sum(result.seconds for result in finished)
+        missing, seconds = len(found) - len(finished), 0.0
+        for result in finished:
+            seconds += result.seconds * (result.cell.key not in counted)
+            counted.add(result.cell.key)
         outcome = undecided = None
         try:
             outcome = claim.judge([result.figures for result in finished], quick) if not missing else None

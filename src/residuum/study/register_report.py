@@ -20,8 +20,8 @@ def to_markdown(judged: Sequence[Judged], quick: bool) -> str:
     lines = [
         "# What is claimed of residual connections",
         "",
-        f"{held} of {len(judged)} claims hold as they are said, in small networks. Every threshold was fixed before "
-        "its experiment was run.",
+        f"{held} of {len(judged)} claims hold as they are said, in small networks. Thresholds were fixed before "
+        "this run; where pilots or earlier runs shaped an experiment, it says so.",
         "",
         f"`{command} --format md` writes this page: {took} of one core.",
         "",

@@ -19,11 +19,12 @@ from residuum.study.claims import (
     sum_of_writes,
     zero_identity,
 )
+from residuum.study.claims.without_skip import NORMED
 from residuum.study.register import judge
 from residuum.study.store import Store
 
 
-@pytest.mark.parametrize("module", [zero_identity, no_connection_gradient, no_norm_variance])
+@pytest.mark.parametrize("module", [zero_identity, no_norm_variance])
 def test_what_holds_at_once(module: Any, tmp_path: Path) -> None:
     (found,) = judge([module.CLAIM], Store(tmp_path), quick=True)
     assert found.said == "holds", found.sentence
@@ -74,19 +75,27 @@ def test_writes_add_up() -> None:
 
 
 def test_a_gradient_that_comes_back_refutes() -> None:
-    def figures(none: float, pre: float) -> list[dict[str, Any]]:
-        return [
-            {"residual": residual, "weights": weights, "ratio": ratio if weights == "xavier" else near}
-            for weights in ("gpt2", "xavier")
-            for residual, ratio, near in (("none", none, 1e-9), ("pre", pre, 1.0))
+    def outcome(normed: float, pre: float, otherwise: float = 1e-9) -> str:
+        """Where `normed` and `pre` are what Xavier's weights give, and all others without connections `otherwise`."""
+        ratios = {(NORMED, "xavier"): normed, ("pre", "xavier"): pre, ("pre", "gpt2"): 1.0}
+        figures = [
+            {**cell.settings, "ratio": ratios.get((cell.settings["residual"], cell.settings["weights"]), otherwise)}
+            for cell in no_connection_gradient.CLAIM.cells(True)
         ]
+        return no_connection_gradient.CLAIM.judge(figures, True).outcome
 
-    say = no_connection_gradient.CLAIM.judge
-    assert say(figures(1e-4, 0.5), True).outcome == "holds"
-    assert say(figures(0.5, 0.5), True).outcome == "holds under GPT-2's first weights"
-    assert say(figures(1e-4, 0.05), True).outcome == "holds under GPT-2's first weights"
-    both = [{**f, "ratio": 0.5} for f in figures(1, 1)]
-    assert say(both, True).outcome == "does not hold"
+    gpt2 = "no norm and GPT-2's first weights", "norms and GPT-2's first weights"
+    assert outcome(1e-4, 0.5) == "holds"
+    assert outcome(0.5, 0.5) == f"holds under {gpt2[0]}; no norm and Xavier's first weights; {gpt2[1]}"
+    assert outcome(1e-4, 0.05) == f"holds under {gpt2[0]}; {gpt2[1]}"
+    assert outcome(0.5, 0.5, 0.5) == "does not hold"
+
+
+def test_norms_let_the_gradient_through(tmp_path: Path) -> None:
+    (found,) = judge([no_connection_gradient.CLAIM], Store(tmp_path), quick=True)
+    assert found.outcome is not None
+    without = found.outcome.figures["without"]
+    assert without["no norm and Xavier's first weights"] < 1e-3 < 0.01 < without["norms and Xavier's first weights"]
 
 
 def test_variance_without_norm_multiplies() -> None:
@@ -145,3 +154,5 @@ def test_the_gradients_of_a_layer_are_judged_by_place_and_by_depth() -> None:
     assert say(figures(1.5, -0.5), True).outcome == "does not hold"
     assert say(figures(3.0, 0.0), True).outcome == "does not hold"
     assert say(figures(3.0, 0.2), True).outcome == "does not hold"
+    seeds = [*figures(3.0, -0.5), {"residual": "post", "n_layers": 16, "norms": [1.0, 5.0]}]
+    assert "is 3 to 5 times the first one's in Post-LN" in say(seeds, False).sentence

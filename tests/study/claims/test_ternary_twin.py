@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from residuum.study.claims.claim import Outcome
+from residuum.study.claims.claim import Outcome, Undecided
 from residuum.study.claims.ternary_twin import CLAIM, MARGIN, RATES, SEEDS, TERNARY, TWIN
 
 
@@ -41,7 +41,12 @@ def test_each_outcome() -> None:
     assert judged(3.0, 3.2, 3.1).outcome == "does not hold"
     better = judged(3.0, 2.9, 2.8)
     assert better.outcome == "holds" and "(fewer)" in better.sentence
-    assert judged(3.0, None, 2.9).outcome == "does not hold"
+    diverged = judged(3.0, 3.04, None)
+    assert diverged.outcome == "holds" and "twice as wide diverged at every rate" in diverged.sentence
+    assert judged(3.0, None, 2.9).outcome == "holds under twice the width"
+    assert judged(3.0, None, None).outcome == "does not hold"
+    with pytest.raises(Undecided, match="the full-precision twin diverged"):
+        judged(None, 2.9, 2.9)
 
 
 def test_noise_counts_against_it() -> None:

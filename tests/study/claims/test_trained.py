@@ -11,6 +11,7 @@ import torch
 
 from residuum.model import ModelConfig, Transformer
 from residuum.study.claims import layer_removal, lora_share, path_length, task_leak
+from residuum.study.claims.claim import Undecided
 from residuum.study.small import Text
 
 
@@ -48,8 +49,9 @@ def test_removing_one_branch_is_judged_in_both_networks() -> None:
     assert (outcome.figures["costliest"], outcome.figures["costliest_rise"]) == (1, 1.0)
     late = removal(True, 4, [1.0, *[0.5] * 6, 0.4])
     assert say([late, shallow, plain], True).outcome == "holds under plain networks alone"
-    for spared in (removal(False, 1, [1.5, 0.9]), removal(False, 1, [1.5, 1.0], loss=2.8)):
-        assert say([deep, shallow, spared], True).outcome == "holds under connected networks alone"
+    assert say([deep, shallow, removal(False, 1, [1.5, 0.9])], True).outcome == "holds under connected networks alone"
+    with pytest.raises(Undecided, match=r"2\.80 nats per byte, byte frequencies 3\.00"):
+        say([deep, shallow, removal(False, 1, [1.5, 1.0], loss=2.8)], True)
     assert say([late, shallow, removal(False, 1, [0.1, 0.1])], True).outcome == "does not hold"
     noisy = [removal(True, 4, [rise, *[0.1] * 6, 1.0]) for rise in (0.2, 0.9, 0.05)]
     assert say([*noisy, shallow, plain], False).outcome == "holds under plain networks alone"
@@ -140,6 +142,11 @@ def test_share_and_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     assert say([{**given, "small_alone": 2.6}], True).outcome == "does not hold"
     spread = [{**given, "small_alone": left} for left in (2.0, 2.4, 2.6)]
     assert say(spread, False).outcome == "does not hold"
+    for shares in ([0.06, 0.1, 0.2], [0.01, 0.02, 0.03]):
+        with pytest.raises(Undecided, match="at most 5%"):
+            say([given, {**given, "shares": shares}], False)
+    with pytest.raises(Undecided, match=r"gained 0\.1 nats"):
+        say([given, {**given, "adapted": 2.95}], False)
 
 
 def test_a_read_out_reads_what_is_in_the_state() -> None:
@@ -174,4 +181,5 @@ def test_a_leak_is_judged_at_both_states(monkeypatch: pytest.MonkeyPatch) -> Non
     assert say([tuned, control], True).outcome == "holds"
     assert say([tuned, {**control, "last": 2.55}], True).outcome == "holds under the middle state"
     assert say([tuned, {**control, "middle": 2.5, "last": 2.5}], True).outcome == "does not hold"
-    assert say([{**tuned, "loss": 2.9}, control], True).outcome == "does not hold"
+    with pytest.raises(Undecided, match=r"not failed at the text yet: 2\.90"):
+        say([{**tuned, "loss": 2.9}, control], True)

@@ -31,7 +31,8 @@ class Undecided(Exception):
 class Claim(Protocol):
     """A statement with its `source`, the `experiment` in words, the `metric`, and the `threshold` that decides.
 
-    The threshold is fixed before the experiment is run. `quick` asks for a smaller experiment of the same kind.
+    The threshold is fixed before the experiment is run; what pilots chose, `experiment` says. `quick` asks for a
+    smaller experiment of the same kind.
     """
 
     id: str

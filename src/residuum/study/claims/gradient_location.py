@@ -49,8 +49,10 @@ class GradientLocation:
     def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         post, pre = ([f for f in figures if f["residual"] == residual] for residual in ("post", "pre"))
         deepest = max(f["n_layers"] for f in figures)
-        post_ratio = min(f["norms"][-1] / f["norms"][0] for f in post if f["n_layers"] == deepest)
-        pre_ratio = max(f["norms"][-1] / f["norms"][0] for f in pre if f["n_layers"] == deepest)
+        post_ratios, pre_ratios = (
+            [f["norms"][-1] / f["norms"][0] for f in some if f["n_layers"] == deepest] for some in (post, pre)
+        )
+        post_ratio, pre_ratio = min(post_ratios), max(pre_ratios)
         post_slope, pre_slope = (
             line([math.log(f["n_layers"]) for f in some], [math.log(f["norms"][-1]) for f in some]).slope
             for some in (post, pre)
@@ -60,10 +62,15 @@ class GradientLocation:
         return Outcome(
             "holds" if located and scaled else "does not hold",
             {"post_ratio": post_ratio, "pre_ratio": pre_ratio, "post_slope": post_slope, "pre_slope": pre_slope},
-            f"with {deepest} layers the last one's gradient is {post_ratio:.3g} times the first one's in Post-LN, "
-            f"{pre_ratio:.3g} times in Pre-LN; it goes with L to the power {post_slope:.2f} in Post-LN, "
+            f"with {deepest} layers the last one's gradient is {_span(post_ratios)} times the first one's in Post-LN, "
+            f"{_span(pre_ratios)} times in Pre-LN; it goes with L to the power {post_slope:.2f} in Post-LN, "
             f"{pre_slope:.2f} in Pre-LN",
         )
+
+
+def _span(values: list[float]) -> str:
+    least, most = min(values), max(values)
+    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
 
 
 @experiment(version=1)

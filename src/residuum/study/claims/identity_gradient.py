@@ -35,7 +35,8 @@ class IdentityGradient:
             "holds" if explicit == autograd == 0 else "does not hold",
             {"connections": connections, "explicit": explicit, "autograd": autograd},
             f"at {connections} connections the identity part differs from the arriving gradient by at most "
-            f"{explicit:g} (explicit engine) and {autograd:g} (autograd)",
+            f"{autograd:g} in autograd, and by at most {explicit:g} in the explicit engine, which is asked at all but "
+            "the last of each network",
         )
 
 

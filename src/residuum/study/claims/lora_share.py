@@ -12,13 +12,16 @@ from residuum.model import ModelConfig, Transformer
 from residuum.model.feedforward import FeedForward
 from residuum.model.linear import Linear
 from residuum.study.cell import Cell, experiment
-from residuum.study.claims.claim import Outcome
+from residuum.study.claims.claim import Outcome, Undecided
 from residuum.study.small import VOCAB, fit, loss_of, text_of
 from residuum.study.statistics import interval
 from residuum.study.trend import rank_correlation
 
 RANK = 4
 SMALL, MOST = 0.05, 0.5
+
+LEARNED = 0.1
+"""Nats per byte that the updates must gain at least: of less than this a share says nothing."""
 
 
 class LoraShare:
@@ -49,6 +52,10 @@ class LoraShare:
         ]
 
     def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
+        if not all(min(f["shares"]) <= SMALL < max(f["shares"]) for f in figures):
+            raise Undecided(f"not every seed has updates that write at most {SMALL:.0%} of the state, and others")
+        if any(f["base"] - f["adapted"] < LEARNED for f in figures):
+            raise Undecided(f"not every seed's updates gained {LEARNED} nats per byte on the new text")
         left = interval([(f["base"] - f["small_alone"]) / (f["base"] - f["adapted"]) for f in figures])
         ranks = interval([rank_correlation(f["shares"], f["effects"]) for f in figures])
         shares = sorted(share for f in figures for share in f["shares"])

@@ -11,9 +11,11 @@ from residuum.model import ModelConfig, Transformer
 from residuum.model.residual.xavier import xavier
 from residuum.study.cell import Cell, experiment
 from residuum.study.claims.claim import Outcome
+from residuum.study.claims.without_skip import NORMED
 
 GONE, THERE = 1e-3, 0.1
-WEIGHTS = {"gpt2": "GPT-2's first weights", "xavier": "Xavier's first weights"}
+WEIGHTS = {"gpt2": "GPT-2's", "xavier": "Xavier's"}
+PLAIN = {"none": "no norm", NORMED: "norms"}
 
 
 class NoConnectionGradient:
@@ -25,11 +27,15 @@ class NoConnectionGradient:
     )
     source = "He et al. 2016, https://arxiv.org/abs/1603.05027; Glorot, Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html"
     experiment = (
-        "24 layers and more in float64, without connections and as Pre-LN, at first weights, on random tokens; GPT-2's "
-        "last matrices are small, which is unfair to a network without connections, so Xavier's weights are tried too"
+        "24 layers and more in float64, y = f(x), y = f(norm(x)) and Pre-LN, at first weights, on random tokens; "
+        "GPT-2's last matrices are small, which is unfair to a network without connections, so Xavier's weights are "
+        "tried too; earlier runs left the norm out with the skip, and held"
     )
     metric = "|dL/dx after layer 1| / |dL/dx after the last layer|, Euclidean"
-    threshold = f"below {GONE:g} without connections, above {THERE} in Pre-LN, with both kinds of first weights"
+    threshold = (
+        f"below {GONE:g} without connections, with norms and without, above {THERE} in Pre-LN, with both kinds of "
+        "first weights; holds under: those conditions in which it does"
+    )
 
     def cells(self, quick: bool) -> list[Cell]:
         depths, seeds = ((24,), 1) if quick else ((24, 48, 96), 3)
@@ -40,7 +46,7 @@ class NoConnectionGradient:
                 layers,
             )
             for layers in depths
-            for residual in ("none", "pre")
+            for residual in (*PLAIN, "pre")
             for weights in WEIGHTS
             for seed in range(seeds)
         ]
@@ -49,18 +55,23 @@ class NoConnectionGradient:
         def ratios(residual: str, weights: str) -> list[float]:
             return [f["ratio"] for f in figures if (f["residual"], f["weights"]) == (residual, weights)]
 
-        none = {weights: max(ratios("none", weights)) for weights in WEIGHTS}
         pre = {weights: min(ratios("pre", weights)) for weights in WEIGHTS}
-        held = [weights for weights in WEIGHTS if none[weights] < GONE and pre[weights] > THERE]
-        outcome = "holds" if len(held) == len(WEIGHTS) else "does not hold"
-        if len(held) == 1:
-            outcome = f"holds under {WEIGHTS[held[0]]}"
-        said = (f"{none[w]:.1g} in a network without connections, at least {pre[w]:.2g} in Pre-LN" for w in WEIGHTS)
+        most = {
+            f"{said} and {WEIGHTS[weights]} first weights": (max(ratios(residual, weights)), pre[weights])
+            for residual, said in PLAIN.items()
+            for weights in WEIGHTS
+        }
+        held = [condition for condition, (without, joined) in most.items() if without < GONE and joined > THERE]
+        outcome = "holds" if len(held) == len(most) else "does not hold"
+        if 0 < len(held) < len(most):
+            outcome = "holds under " + "; ".join(held)
+        said = ", ".join(f"{without:.1g} ({condition})" for condition, (without, _) in most.items())
+        joined = " and ".join(f"{pre[weights]:.2g} ({WEIGHTS[weights]})" for weights in WEIGHTS)
         return Outcome(
             outcome,
-            {"none": none, "pre": pre},
-            "of the last layer's gradient layer 1 gets at most "
-            + "; ".join(f"{each}, {WEIGHTS[w]}" for each, w in zip(said, WEIGHTS, strict=True)),
+            {"without": {condition: without for condition, (without, _) in most.items()}, "pre": pre},
+            "of the last layer's gradient layer 1 gets, without connections, at most "
+            f"{said}; in Pre-LN at least {joined}",
         )
 
 

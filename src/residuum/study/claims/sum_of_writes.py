@@ -49,8 +49,8 @@ class SumOfWrites:
         return Outcome(
             "holds" if max(first, trained) <= EXACT and post > OTHERWISE else "does not hold",
             {"first": first, "trained": trained, "post": post},
-            f"the sum differs from the last state by {first:.1e} of its size at first weights and {trained:.1e} after "
-            f"training; in Post-LN by {post:.2g}",
+            f"the sum differs from the last state by at most {first:.1e} of its size at first weights and "
+            f"{trained:.1e} after training; in Post-LN by at least {post:.2g}",
         )
 
 

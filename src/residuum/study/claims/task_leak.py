@@ -10,7 +10,7 @@ from torch import Tensor
 
 from residuum.model import ModelConfig, Transformer
 from residuum.study.cell import Cell, experiment
-from residuum.study.claims.claim import Outcome
+from residuum.study.claims.claim import Outcome, Undecided
 from residuum.study.small import VOCAB, fit, loss_of, text_of
 from residuum.study.statistics import interval, paired
 from residuum.train.batches import Batch, Batches
@@ -33,7 +33,7 @@ class TaskLeak:
     metric = "held-out loss of the read-out in nats per byte, control minus fine-tuned"
     threshold = (
         f"at least {MARGIN} at both states, by the lower end of the 95% interval, where the fine-tuned model itself is "
-        "worse on the text than the bytes' frequencies"
+        "worse on the text than the bytes' frequencies; holds under: one of the states"
     )
 
     def cells(self, quick: bool) -> list[Cell]:
@@ -57,14 +57,18 @@ class TaskLeak:
 
     def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
         tuned, control = ([f for f in figures if f["control"] == given] for given in (False, True))
-        forgot = all(f["loss"] >= f["unigram"] for f in tuned)
+        if any(f["loss"] < f["unigram"] for f in tuned):
+            least = min(f["loss"] for f in tuned)
+            raise Undecided(f"a fine-tuned model has not failed at the text yet: {least:.2f} nats per byte")
         gaps = {place: paired([f[place] for f in control], [f[place] for f in tuned]) for place in PLACES}
         leaks = [place for place in PLACES if gaps[place].mean - (gaps[place].half or 0) >= MARGIN]
         outcome = "does not hold"
-        if forgot and leaks:
+        if leaks:
             outcome = "holds" if len(leaks) == len(PLACES) else f"holds under the {leaks[0]} state"
         losses = {place: [interval([f[place] for f in some]).mean for some in (tuned, control)] for place in PLACES}
-        said = " and ".join(f"{losses[p][0]:.2f} from the {p} state (control {losses[p][1]:.2f})" for p in PLACES)
+        said = " and ".join(
+            f"{losses[p][0]:.2f} from the {p} state (control {losses[p][1]:.2f}, difference {gaps[p]})" for p in PLACES
+        )
         return Outcome(
             outcome,
             {
@@ -75,7 +79,8 @@ class TaskLeak:
                 "gap_last": gaps["last"].mean,
             },
             f"fine-tuning takes the text's loss from {fmean(f['before'] for f in tuned):.2f} to "
-            f"{fmean(f['loss'] for f in tuned):.2f} nats per byte; a linear read-out still has {said}",
+            f"{fmean(f['loss'] for f in tuned):.2f} nats per byte, where byte frequencies cost "
+            f"{tuned[0]['unigram']:.2f}; a linear read-out still has {said}",
         )
 
 

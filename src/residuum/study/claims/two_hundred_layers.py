@@ -20,7 +20,7 @@ class TwoHundredLayers:
     source = (
         "Bachlechner et al. 2020, https://arxiv.org/abs/2003.04887; Wang et al. 2022, https://arxiv.org/abs/2203.00555"
     )
-    experiment = f"{DEEP} layers on the standard library's text, with warm-up"
+    experiment = f"{DEEP} layers on the standard library's text, with warm-up; nothing that should fail stands beside"
     metric = "gain on byte frequencies, bits per byte of held-out text, as a share of the reference's"
     threshold = f"every seed of all three trains; holds under: of those whose seeds all do; {TRAINED}"
 

@@ -19,7 +19,10 @@ class ZeroIdentity:
     """y = x + 0 at every connection, whatever the depth; and the zero does not stay."""
 
     id = "zero-identity"
-    statement = "Branches that are zero at the start make the network exactly the identity, and it learns all the same"
+    statement = (
+        "Branches that are zero at the start make the network exactly the identity, and a gradient reaches every "
+        "connection all the same"
+    )
     source = (
         "Zhang et al. 2019, https://arxiv.org/abs/1901.09321; Bachlechner et al. 2020, https://arxiv.org/abs/2003.04887"
     )
