@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
 from residuum.audit.html import Part
-from residuum.audit.page import BRANCH, IDENTITY, STATE, finished
+from residuum.audit.page import BRANCH, IDENTITY, STATE, finished, percent, thinned
 
-# A chart shows at most this many steps, evenly chosen, the last one among them.
+# A chart shows at most this many steps.
 MOST_STEPS = 200
 
 NOTE = (
@@ -27,10 +27,9 @@ class Experts:
     lines: list[dict[str, Any]]
 
     @property
-    def recorded(self) -> list[dict[str, Any]]:
+    def recorded(self) -> Sequence[dict[str, Any]]:
         """Thinned, the last one last."""
-        found = [line for line in self.lines if "expert_shares" in line]
-        return found[:: -max(1, math.ceil(len(found) / MOST_STEPS))][::-1]
+        return thinned([line for line in self.lines if "expert_shares" in line], MOST_STEPS)
 
     def part(self) -> Part | None:
         """Charts for the page; None where nothing was recorded."""
@@ -70,7 +69,7 @@ class Experts:
                 tooltip=["block:O", "expert:O", alt.Tooltip("share:Q", format=".2%")],
             )
             .properties(
-                title=f"the busiest, expert {expert} of block {block}, took {_share(most)} of its block's choices at "
+                title=f"the busiest, expert {expert} of block {block}, took {percent(most)} of its block's choices at "
                 f"step {last['step']:,}"
             )
         )
@@ -116,12 +115,8 @@ def _extremes(line: dict[str, Any]) -> tuple[tuple[float, int, int], tuple[float
 
 def _range(line: dict[str, Any]) -> str:
     (least, _, _), (most, _, _) = _extremes(line)
-    return f"from {_share(least)} to {_share(most)}"
+    return f"from {percent(least)} to {percent(most)}"
 
 
 def _even(line: dict[str, Any]) -> str:
-    return _share(1 / len(line["expert_shares"][0]))
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}" if value >= 0.01 or not value else f"{value:.2%}"
+    return percent(1 / len(line["expert_shares"][0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +14,16 @@ import vl_convert
 
 # Told apart by the colour-blind too, on white and on black alike.
 IDENTITY, BRANCH, STATE, FINDING = "#2F7FD0", "#E07B00", "#8A8F98", "#D1344B"
+
+
+def thinned(lines: Sequence[dict[str, Any]], most: int) -> Sequence[dict[str, Any]]:
+    """At most `most` of the lines, evenly chosen, the last one among them."""
+    return lines[:: -max(1, math.ceil(len(lines) / most))][::-1]
+
+
+def percent(share: float) -> str:
+    """With one decimal, below a hundredth with two."""
+    return f"{share:.1%}" if share >= 0.01 or not share else f"{share:.2%}"
 
 
 def page_environment(folder: Path) -> jinja2.Environment:

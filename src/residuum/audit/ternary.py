@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import altair as alt
 
 from residuum.audit.html import Part
-from residuum.audit.page import BRANCH, IDENTITY, STATE, finished
+from residuum.audit.page import BRANCH, IDENTITY, STATE, finished, percent, thinned
 from residuum.train.ternary import FLIPS_OVER
 
 # Of more maps than this a block's are drawn as one: rows and lines would not be told apart.
 CROWDED = 42
 
-# A chart shows at most this many steps, evenly chosen, the last one among them.
+# A chart shows at most this many steps.
 MOST_STEPS = 60
 
 LEVELS = ("−1", "0", "+1")
@@ -60,7 +59,7 @@ class Maps:
         if self.has("ternary_shares"):
             said.append(f"{self._weighted(self._series('ternary_shares', 1))[-1]:.0%} of the ternary weights are 0")
         if self.has("flips"):
-            said.append(f"{_share(self._weighted(self._series('flips'))[-1])} changed level in {FLIPS_OVER} steps")
+            said.append(f"{percent(self._weighted(self._series('flips'))[-1])} changed level in {FLIPS_OVER} steps")
         if self.has("estimator_cosine"):
             mean = _mean(_last(self._series("estimator_cosine")).values())
             said.append(f"their gradient’s cosine to that without rounding is {mean:.2f}")
@@ -138,9 +137,9 @@ class Maps:
     def _flips(self) -> dict[str, Any]:
         flips = self._series("flips")
         mean, steps = self._weighted(flips), _steps(flips)
-        title = f"{_share(mean[-1])} of the weights changed level in the {FLIPS_OVER} steps up to {steps[-1]:,}"
+        title = f"{percent(mean[-1])} of the weights changed level in the {FLIPS_OVER} steps up to {steps[-1]:,}"
         if len(steps) > 1:
-            title += f", {_share(mean[0])} in those up to {steps[0]:,}"
+            title += f", {percent(mean[0])} in those up to {steps[0]:,}"
         # A root, where a logarithm would have no place for a map that nothing flips in.
         return self._lines(flips, mean, title, f"share that flips in {FLIPS_OVER} steps", alt.Scale(type="sqrt"), "~%")
 
@@ -194,7 +193,7 @@ class Maps:
     def _series(self, key: str, place: int | None = None) -> Series:
         """By map, in the order of the model; `place` is that in a list of values."""
         recorded = [line for line in self.lines if key in line]
-        shown = recorded[:: -max(1, math.ceil(len(recorded) / MOST_STEPS))][::-1]
+        shown = thinned(recorded, MOST_STEPS)
         return {
             name: {
                 line["step"]: line[key][name] if place is None else line[key][name][place]
@@ -238,10 +237,6 @@ def _last(series: Series) -> dict[str, float]:
 def _mean(values: Any) -> float:
     found = list(values)
     return sum(found) / len(found)
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
 
 
 def _label(name: str) -> str:
