@@ -52,19 +52,22 @@ class LoraShare:
         ]
 
     def judge(self, figures: list[dict[str, Any]], quick: bool) -> Outcome:
-        if not all(min(f["shares"]) <= SMALL < max(f["shares"]) for f in figures):
-            raise Undecided(f"not every seed has updates that write at most {SMALL:.0%} of the state, and others")
-        if any(f["base"] - f["adapted"] < LEARNED for f in figures):
-            raise Undecided(f"not every seed's updates gained {LEARNED} nats per byte on the new text")
-        left = interval([(f["base"] - f["small_alone"]) / (f["base"] - f["adapted"]) for f in figures])
         ranks = interval([rank_correlation(f["shares"], f["effects"]) for f in figures])
         shares = sorted(share for f in figures for share in f["shares"])
         small, middle = sum(share <= SMALL for share in shares), shares[len(shares) // 2]
+        wrote = f"{small} of {len(shares)} updates write at most {SMALL:.0%} of the state (median {middle:.1%})"
+        ranked = f"rank correlation of share and effect {ranks}"
+        if not all(min(f["shares"]) <= SMALL < max(f["shares"]) for f in figures):
+            raise Undecided(f"{wrote}, and not every seed has small ones and others: {ranked}")
+        if any(f["base"] - f["adapted"] < LEARNED for f in figures):
+            raise Undecided(
+                f"not every seed's updates gained {LEARNED} nats per byte on the new text; {wrote}; {ranked}"
+            )
+        left = interval([(f["base"] - f["small_alone"]) / (f["base"] - f["adapted"]) for f in figures])
         return Outcome(
             "holds" if left.mean - (left.half or 0) >= MOST else "does not hold",
             {"left": left.mean, "rank_correlation": ranks.mean, "median_share": middle, "small": small / len(shares)},
-            f"{small} of {len(shares)} updates write at most {SMALL:.0%} of the state (median {middle:.1%}) and make "
-            f"{left} of the gain by themselves; rank correlation of share and effect {ranks}",
+            f"{wrote} and make {left} of the gain by themselves; {ranked}",
         )
 
 

@@ -65,7 +65,7 @@ class NoConnectionGradient:
         outcome = "holds" if len(held) == len(most) else "does not hold"
         if 0 < len(held) < len(most):
             outcome = "holds under " + "; ".join(held)
-        said = ", ".join(f"{without:.1g} ({condition})" for condition, (without, _) in most.items())
+        said = ", ".join(f"{without:.2g} ({condition})" for condition, (without, _) in most.items())
         joined = " and ".join(f"{pre[weights]:.2g} ({WEIGHTS[weights]})" for weights in WEIGHTS)
         return Outcome(
             outcome,
