@@ -146,7 +146,7 @@ def test_two_audits_compared(capsys: pytest.CaptureFixture[str], project: Path) 
         (["T", "--baseline", "broken.json"], "broken.json is no JSON"),
         (["T", "--write-baseline", "folder"], "it is no regular file"),
         (["T", "--format", "md", "--out", "folder"], "it is no regular file"),
-        (["T", "--format", "sarif", "--out", "broken.json/x"], "cannot write broken.json/x into"),
+        (["T", "--format", "sarif", "--out", "broken.json/x"], "it is no folder: choose another place"),
         (["T", "--write-baseline", "broken.json"], "broken.json is no JSON"),
         (["T", "--write-baseline", "new.json", "--format", "md", "--out", "folder"], "it is no regular file"),
         (["T", "--write-baseline", "new.json", "--baseline", "gone.json"], "give one of them"),

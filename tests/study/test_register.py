@@ -164,6 +164,7 @@ def test_the_command_prints_tables(doubles: None, tmp_path: Path, capsys: pytest
         (("claims", "--format", "html"), "--format"),
         (("claims", "--out", "x.txt"), "--out goes with"),
         (("claims", "--store", "file"), "file is a file"),
+        (("claims", "--store", "file/x"), "file: it is no folder: choose another place"),
         (("claims", "--launch", "moon"), "--launch"),
         (("claims", "--quik"), "--quick"),
     ],

@@ -15,10 +15,16 @@ def check_writable(file: Path | None) -> None:
         return
     if file.exists() and not file.is_file():
         raise InputError(f"cannot write {file}: it is no regular file: choose another place")
-    folder = next(folder for folder in file.resolve().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "nobody may write there" if folder.is_dir() else "it is no folder"
-        raise InputError(f"cannot write {file} into {folder}: {why}: choose another place")
+    check_folder(file.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `InputError` if nothing can be written into `folder`, which need not be there yet."""
+    whole = folder.resolve()
+    there = next(each for each in (whole, *whole.parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "nobody may write there" if there.is_dir() else "it is no folder"
+        raise InputError(f"cannot write into {there}: {why}: choose another place")
 
 
 def put(content: str, out: Path | None) -> None:

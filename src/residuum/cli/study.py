@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from residuum.cli.options import parse
-from residuum.cli.output import check_writable, put
+from residuum.cli.output import check_folder, check_writable, put
 from residuum.cli.progress import studying
 from residuum.errors import InputError
 from residuum.study import register_report
@@ -74,7 +74,7 @@ class Common:
             raise InputError("--out goes with --format md or json")
         check_writable(self.out)
         store = Store(self.store)
-        check_writable(self.store / "depth.json")
+        check_folder(self.store)
         shared = {
             "store": store,
             "shard": read_shard(self.shard),
