@@ -66,6 +66,6 @@ def fit(model: Transformer, tokens: Tokens, steps: int, seed: int, lr: float = 3
 
 @torch.no_grad()
 def loss_of(model: Transformer, batch: tuple[Tensor, Tensor]) -> float:
-    """Nats per byte; infinite where the model's scores overflow."""
+    """Nats per byte; float32's largest number where the model's scores overflow, for a store holds no infinity."""
     loss = float(model.loss(*batch))
-    return loss if math.isfinite(loss) else math.inf
+    return loss if math.isfinite(loss) else torch.finfo(torch.float32).max
