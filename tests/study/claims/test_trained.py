@@ -126,27 +126,38 @@ def test_an_update_writes_what_it_says(batch: tuple[torch.Tensor, torch.Tensor])
 
 
 def test_share_and_effect(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"n_layers": 1, "base_steps": 2, "steps": 4, "seed": 0}
+    settings = {"n_layers": 1, "base_steps": 2, "steps": 4, "rates": [3e-3, 3e-5, 3e-3], "seed": 0}
     monkeypatch.setattr(lora_share, "SMALL", 1e9)
-    found = lora_share.shares_and_effects(settings)
-    assert len(found["shares"]) == len(found["effects"]) == 2 and min(found["shares"]) > 0
-    assert found["small_alone"] == found["adapted"] != found["base"]
+    found, slower, again = lora_share.shares_and_effects(settings)["at_rates"]
+    assert len(found["shares"]) == len(found["effects"]) == 2 and min(found["shares"]) > max(slower["shares"]) > 0
+    assert found["small_alone"] == found["adapted"] != found["base"] == slower["base"]
+    assert found == again, "every rate begins with the same model and the same updates"
     monkeypatch.setattr(lora_share, "SMALL", 0)
-    assert lora_share.shares_and_effects(settings)["small_alone"] == found["base"]
-    monkeypatch.undo()
-    say = lora_share.CLAIM.judge
+    (found, *_) = lora_share.shares_and_effects(settings)["at_rates"]
+    assert found["small_alone"] == found["base"]
+
+
+def at_rates(*rows: dict[str, Any]) -> dict[str, Any]:
     given = {"base": 3.0, "adapted": 2.0, "small_alone": 2.4, "shares": [0.01, 0.02, 0.2], "effects": [0.1, 0.2, 0.3]}
-    outcome = say([given], True)
+    return {"at_rates": [{"rate": 0.1 * (1 + place), **given, **row} for place, row in enumerate(rows)]}
+
+
+def test_share_and_effect_are_judged_rate_by_rate() -> None:
+    say = lora_share.CLAIM.judge
+    outcome = say([at_rates({}, {"small_alone": 2.5})], True)
     assert outcome.outcome == "holds"
-    assert outcome.figures["left"] == pytest.approx(0.6) and outcome.figures["rank_correlation"] == pytest.approx(1)
-    assert say([{**given, "small_alone": 2.6}], True).outcome == "does not hold"
-    spread = [{**given, "small_alone": left} for left in (2.0, 2.4, 2.6)]
-    assert say(spread, False).outcome == "does not hold"
-    for shares in ([0.06, 0.1, 0.2], [0.01, 0.02, 0.03]):
-        with pytest.raises(Undecided, match=r"at most 5% of the state .*effect 1\.000"):
-            say([given, {**given, "shares": shares}], False)
-    with pytest.raises(Undecided, match=r"gained 0\.1 nats"):
-        say([given, {**given, "adapted": 2.95}], False)
+    assert outcome.figures["0.1"]["left"] == pytest.approx(0.6)
+    assert outcome.figures["0.1"]["rank_correlation"] == pytest.approx(1)
+    assert say([at_rates({}, {"small_alone": 2.6})], True).outcome == "holds under a rate of 0.1"
+    assert say([at_rates({"small_alone": 2.6})], True).outcome == "does not hold"
+    spread = [at_rates({"small_alone": left}) for left in (2.0, 2.4, 2.6)]
+    assert say(spread, False).outcome == "does not hold", "the interval's lower end decides"
+    for unfit in ({"shares": [0.06, 0.1, 0.2]}, {"shares": [0.01, 0.02, 0.03]}, {"adapted": 2.95}):
+        outcome = say([at_rates({}, {}), at_rates(unfit, {})], False)
+        assert outcome.outcome == "holds" and "at a rate of 0.1 " in outcome.sentence
+        assert outcome.figures["0.1"]["left"] is None and outcome.figures["0.2"]["left"] is not None
+        with pytest.raises(Undecided, match=r"at most 5% of the state .*nothing is asked; .*effect 1\.000"):
+            say([at_rates(unfit)], False)
 
 
 def test_a_read_out_reads_what_is_in_the_state() -> None:
