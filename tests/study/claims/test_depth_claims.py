@@ -67,10 +67,18 @@ def test_the_network_without_a_skip_has_norms_and_xaviers_weights() -> None:
 def test_great_depth() -> None:
     assert judged(pre_norm_depth, {"pre": TRAINED}).outcome == "holds"
     assert judged(pre_norm_depth, {"pre": FAILED}).outcome == "does not hold"
-    some = judged(two_hundred_layers, {"weighted": TRAINED, "rezero": None, "deepnorm": TRAINED})
+
+
+def test_two_hundred_layers_are_judged_where_post_norm_fails() -> None:
+    def say(control: float | None = None, **bits: float | None) -> Outcome:
+        return judged(two_hundred_layers, {"post": control, "weighted": TRAINED, "deepnorm": TRAINED, **bits})
+
+    assert say(rezero=TRAINED).outcome == say(FAILED, rezero=TRAINED).outcome == "holds"
+    some = say(rezero=None)
     assert some.outcome == "holds under weighted and deepnorm" and "rezero: diverged" in some.sentence
-    assert judged(two_hundred_layers, dict.fromkeys(("weighted", "rezero", "deepnorm"), TRAINED)).outcome == "holds"
-    assert judged(two_hundred_layers, dict.fromkeys(("weighted", "rezero", "deepnorm"))).outcome == "does not hold"
+    assert say(rezero=None, weighted=FAILED, deepnorm=None).outcome == "does not hold"
+    with pytest.raises(Undecided, match="should fail trains too: weighted: gained 60%"):
+        say(TRAINED, rezero=FAILED)
 
 
 def test_warmup() -> None:
