@@ -15,8 +15,8 @@ from residuum.errors import InputError
 from residuum.model import ModelConfig
 from residuum.model.residual import REGISTRY, residual_named
 
-CLASS = """
-from residuum.model.residual import Residual, register
+CLASS = """import torch
+from residuum.model.residual import Optim, Residual, register
 from residuum.model.residual.pre import Pre
 
 @register("own")
@@ -92,7 +92,34 @@ def line_of(text: str) -> int:
             " raised TypeError: Own.forward() takes 3 positional arguments but 6 were given ({}, forward): mend it",
             "def forward",
         ),
-        ("    pass\n", "autograd", " raised NotImplementedError ({}, forward): mend it", '@register("own")'),
+        ("    pass\n", "autograd", " has no forward ({}, forward): write it", '@register("own")'),
+        (
+            FORWARD + "    def __init__(self, *args):\n        super().__init__(*args)\n"
+            "        self.a = torch.nn.Parameter(torch.tensor([1.0, torch.nan]))\n",
+            "explicit",
+            ": initialise leaves blocks.0.attn_residual.a with NaN or infinity ({}, initialise): give it numbers to "
+            "begin with",
+            '@register("own")',
+        ),
+        (
+            FORWARD + "    @classmethod\n    def optim(cls, model):\n        return {'head.weight': 2.0}\n",
+            "autograd",
+            ": optim returned {{'head.weight': 2.0}} ({}, optim): return a dict, an Optim by a parameter's name",
+            "@classmethod",
+        ),
+        (
+            FORWARD + "    @classmethod\n    def optim(cls, model):\n        return {'embeding.weight': Optim(2)}\n",
+            "autograd",
+            ": optim asks for 'embeding.weight', which is no parameter ({}, optim): give one (perhaps you "
+            "meant embedding.weight)",
+            "@classmethod",
+        ),
+        (  # among many places, of which the branches write little at the start
+            FORWARD.replace("branch(x,", "branch(x + 0.1 * x.mean(1, keepdim=True),"),
+            "autograd",
+            ": forward lets a place see later ones ({}, forward): use each place's own state alone",
+            "def forward",
+        ),
         (
             FORWARD + "    def __init__(self, config):\n        super().__init__(config, 0)\n",
             "autograd",
@@ -112,7 +139,7 @@ def line_of(text: str) -> int:
             "def end",
         ),
         (  # a whole text it can read, and cannot continue one
-            FORWARD.replace("branch(x", "branch(x.unfold(1, 2, 1).sum(-1).repeat(1, 2, 1)[:, :6]"),
+            FORWARD.replace("branch(x", "branch(x + 0 * x.unfold(1, 2, 1).sum()"),
             "autograd",
             " raised RuntimeError: maximum size for tensor at dimension 1 is 1 but size is 2 ({}, in forward): mend it",
             "unfold",

@@ -260,6 +260,21 @@ def test_a_report_of_one_row(pretend: Callable[[Bits], None], tmp_path: Path) ->
     assert study.headline == "none trains at no depth"
 
 
+def test_a_report_where_nothing_was_finite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @experiment(version=1, resumes=True)
+    def train_once(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        lost = settings["model"]["residual"] == "none"
+        found = figures(None if lost else 4.0)
+        nothing = {"state_variance": [None] * 3, "state_gradient": [None] * 3}
+        return {**found, "at_start": {**found["at_start"], **nothing}} if lost else found
+
+    monkeypatch.setattr(training, "train_once", train_once)
+    store = Store(tmp_path)
+    study = depth(Grid(("none",), (2,)), store)
+    assert write_reports(study, store).exists()
+    assert not any("layer (0: the embedding)" in str(chart) for chart in depth_charts(study))
+
+
 def test_several_may_write_the_reports_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depth_report, "to_json", lambda _: "{}" * 10_000)
     monkeypatch.setattr(depth_report, "to_html", lambda _: "<p>" * 10_000)

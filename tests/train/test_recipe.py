@@ -69,6 +69,7 @@ def test_recipes_are_as_large_as_they_say(name: str, vocab_size: int | None, par
         ("[run]\ndir = ''", "run.dir is empty"),
         ("[data]\nsource = ''", "data.source is empty"),
         ("[optim]\nmin_lr = 2.0", "optim.min_lr = 2.0 is above optim.lr"),
+        ("[optim]\nlr = -1.0", "optim.lr is -1.0: give a number above 0"),
         ("[optim]\nweight_decay = inf", "optim.weight_decay is inf: give a finite number"),
         ("[optim]\nlr = 1" + 400 * "0", "more digits than a float can hold"),
         ("x = " + 5000 * "[", "bad.toml"),

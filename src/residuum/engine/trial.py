@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from residuum.engine.engine import make_engine
-from residuum.errors import InputError
+from residuum.errors import InputError, meant
 from residuum.model import ModelConfig, Transformer
-from residuum.model.residual import Residual, residual_of
+from residuum.model.residual import Optim, Residual, residual_of
 from residuum.model.residual.base import BY_HAND
 from residuum.model.residual.own import source_of
 
@@ -25,7 +25,9 @@ from residuum.model.residual.own import source_of
 VOCAB = 32
 
 NEAR = 1e-2
-"""Relative: half precision on the way is no fault."""
+"""Relative, of gradients: half precision on the way is no fault."""
+SAME = 1e-5
+"""Relative, of scores: a place that sees no later one computes the same by the same operations, whatever they round."""
 
 
 def try_out(config: ModelConfig, engine: str, device: torch.device | str = "cpu", compare: bool = True) -> None:
@@ -70,10 +72,10 @@ def _step(trial: _Trial, config: ModelConfig, engine: str, device: torch.device 
     with torch.random.fork_rng(gpus):
         with trial.of("__init__"):
             model = Transformer(dataclasses.replace(config, vocab_size=min(config.vocab_size, VOCAB))).to(device)
+        trial.begins_with_numbers(model)
         trial.watch(model)
         tokens = torch.randint(model.config.vocab_size, (2, config.context), device=device)
-        with trial.of("optim"):
-            trial.kind.optim(model)
+        trial.asks_of_parameters(model)
         with trial.of("forward"):
             make_engine(engine).loss_and_grads(model, (tokens, tokens))
             model.eval()
@@ -102,14 +104,36 @@ class _Trial:
             for method in (name for names in BY_HAND for name in names):
                 setattr(connection, method, self._watched(method, getattr(connection, method)))
 
+    def begins_with_numbers(self, model: Transformer) -> None:
+        """No first value is NaN or infinite."""
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise self._said("initialise", f"leaves {name} with NaN or infinity", "give it numbers to begin with")
+
+    def asks_of_parameters(self, model: Transformer) -> None:
+        """`optim` gives an Optim for parameters that there are."""
+        with self.of("optim"):
+            asked = self.kind.optim(model)
+        if not isinstance(asked, dict) or not all(isinstance(wish, Optim) for wish in asked.values()):
+            raise self._said("optim", f"returned {str(asked)[:60]}", "return a dict, an Optim by a parameter's name")
+        names = dict(model.named_parameters())
+        for name in asked:
+            if name not in names:
+                raise self._said("optim", f"asks for '{name}', which is no parameter", f"give one{meant(name, names)}")
+
     def sees_nothing_later(self, model: Transformer, tokens: Tensor) -> None:
         """Another last token changes no earlier place of a decoder."""
         other = tokens.clone()
         other[:, -1] = (other[:, -1] + 1) % model.config.vocab_size
-        with torch.no_grad():
-            scores, others = model(tokens)[:, :-1].float(), model(other)[:, :-1].float()
-        if model.config.causal and (scores - others).norm() > NEAR * scores.norm():
+        scores, others = (self._scores(model, read)[:, :-1] for read in (tokens, other))
+        if model.config.causal and (scores - others).norm() > SAME * scores.norm():
             raise self._said("forward", "lets a place see later ones", "use each place's own state alone")
+
+    def _scores(self, model: Transformer, tokens: Tensor) -> Tensor:
+        """By the same random numbers each time, if it draws any."""
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return model(tokens).float()
 
     def agrees(self, model: Transformer, tokens: Tensor) -> None:
         """The explicit pair gives what autograd makes of `forward`."""
@@ -138,8 +162,11 @@ class _Trial:
         except Exception as error:
             if _no_room(error):
                 raise _NoRoom from error
+            where = self._where(method, error)
+            if isinstance(error, NotImplementedError) and not _lines_of(self.file, error):
+                raise InputError(f"'{self.name}' has no {method} ({where}): write it") from error
             said = ": ".join(filter(None, (type(error).__name__, str(error))))
-            raise InputError(f"'{self.name}' raised {said} ({self._where(method, error)}): mend it") from error
+            raise InputError(f"'{self.name}' raised {said} ({where}): mend it") from error
 
     def _watched(self, method: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def watched(state: Any, *args: Any) -> Any:

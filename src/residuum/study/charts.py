@@ -23,10 +23,11 @@ def depth_charts(study: Depths) -> list[dict[str, Any]]:
     charts += [_loss(study, rows) for rows in halves]
     deepest = [row for row in study.rows if row.n_layers == max(study.grid.depths) and row.warmup and row.at_start]
     if deepest:
-        charts += [
+        by_layer = [
             _by_layer(study, deepest, "state_gradient", "norm of the gradient", "gradient"),
             _by_layer(study, deepest, "state_variance", "variance of the state's entries", "stream variance"),
         ]
+        charts += [chart for chart in by_layer if chart]
     return charts
 
 
@@ -115,8 +116,8 @@ def _bits_axis(study: Depths, values: list[dict[str, Any]]) -> tuple[str, alt.Sc
     return title, alt.Scale(domain=[min(low, study.unigram), top], clamp=True, nice=False)
 
 
-def _by_layer(study: Depths, rows: list[Row], key: str, axis: str, what: str) -> dict[str, Any]:
-    """The geometric mean over seeds, as a line over the layers, on a logarithmic axis."""
+def _by_layer(study: Depths, rows: list[Row], key: str, axis: str, what: str) -> dict[str, Any] | None:
+    """The geometric mean over seeds, as a line over the layers, on a logarithmic axis; None where none has a place."""
     means = {
         row.connection: [_geometric(place) for place in zip(*(start[key] for start in row.at_start), strict=True)]
         for row in rows
@@ -127,6 +128,8 @@ def _by_layer(study: Depths, rows: list[Row], key: str, axis: str, what: str) ->
         for layer, value in enumerate(places)
         if value is not None
     ]
+    if not values:
+        return None
     # Read in the direction in which it flows: the stream upwards, the gradient downwards.
     title = _most_changed({n: each[::-1] if what == "gradient" else each for n, each in means.items()}, what)
     positive = [value["value"] for value in values]

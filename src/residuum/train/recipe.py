@@ -132,11 +132,11 @@ class OptimConfig:
         check_fields(self, "optim")
         check_range(self, "optim", 1, 1_000_000, ("batch_size", "accumulate"))
         check_range(self, "optim", 0, 2**53, ("min_lr", "warmup", "weight_decay", "clip"))
-        if self.decay != "constant" and self.min_lr > self.lr:
-            raise InputError(f"optim.min_lr = {self.min_lr} is above optim.lr = {self.lr}: give a smaller one")
         for name, rate in (("lr", self.lr), ("twin_lr", self.twin_lr)):
             if rate is not None and not rate > 0:
                 raise InputError(f"optim.{name} is {rate}: give a number above 0")
+        if self.decay != "constant" and self.min_lr > self.lr:
+            raise InputError(f"optim.min_lr = {self.min_lr} is above optim.lr = {self.lr}: give a smaller one")
         if self.second_lr is not None and self.decay != "two-stage":
             raise InputError(
                 "optim.second_lr is the second line of optim.decay = 'two-stage': leave it away, or set that"

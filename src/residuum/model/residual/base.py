@@ -190,7 +190,8 @@ def residual_of(config: ModelConfig) -> type[Residual]:
         if getattr(config, field) is not None and field not in chosen.settings:
             able = ", ".join(sorted(name for name, known in REGISTRY.items() if field in known.settings))
             raise InputError(
-                f"model.{field} means nothing to model.residual = '{config.residual}': leave it away, or choose {able}"
+                f"model.{field} means nothing to model.residual = '{config.residual}', for its `settings` do not have "
+                f"it: leave it away, or choose {able}"
             )
     return chosen
 
@@ -211,7 +212,10 @@ def _imported(target: str) -> type[Residual]:
     try:
         found = getattr(import_module(module), attribute, None)
     except ModuleNotFoundError as error:
-        raise InputError(f"'{target}': there is no module {error.name}, here or where Python looks: name it") from error
+        raise InputError(
+            f"'{target}': there is no module {error.name}, here or where Python looks: name another, or run this in "
+            "the folder that has it, or with PYTHONPATH set to that"
+        ) from error
     except (Exception, SystemExit) as error:
         where = f"{Path(error.filename or '').name}:{error.lineno}: " if isinstance(error, SyntaxError) else ""
         said = error.msg if isinstance(error, SyntaxError) else str(error)
