@@ -17,11 +17,12 @@ def to_markdown(judged: Sequence[Judged], quick: bool) -> str:
     command = f"residuum study claims{' --quick' if quick else ''}{only}"
     seconds = sum(each.seconds for each in judged)
     took = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    seeds = " Most have one seed here: where no interval stands, the bare figure is compared." if quick else ""
     lines = [
         "# What is claimed of residual connections",
         "",
         f"{held} of {len(judged)} claims hold as they are said, in small networks. Thresholds were fixed before "
-        "this run; where pilots or earlier runs shaped an experiment, it says so.",
+        f"this run; where pilots or earlier runs shaped an experiment, it says so.{seeds}",
         "",
         f"`{command} --format md` writes this page: {took} of one core.",
         "",

@@ -71,9 +71,10 @@ def test_great_depth() -> None:
 
 def test_two_hundred_layers_are_judged_where_post_norm_fails() -> None:
     def say(control: float | None = None, **bits: float | None) -> Outcome:
-        return judged(two_hundred_layers, {"post": control, "weighted": TRAINED, "deepnorm": TRAINED, **bits})
+        known = {"post": control, "pre": FAILED, "weighted": TRAINED, "deepnorm": TRAINED}
+        return judged(two_hundred_layers, {**known, **bits})
 
-    assert say(rezero=TRAINED).outcome == say(FAILED, rezero=TRAINED).outcome == "holds"
+    assert say(rezero=TRAINED).outcome == say(FAILED, rezero=TRAINED, pre=TRAINED).outcome == "holds"
     some = say(rezero=None)
     assert some.outcome == "holds under weighted and deepnorm" and "rezero: diverged" in some.sentence
     assert say(rezero=None, weighted=FAILED, deepnorm=None).outcome == "does not hold"

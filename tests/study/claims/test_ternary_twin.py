@@ -55,7 +55,9 @@ def test_noise_counts_against_it() -> None:
 
 
 def test_in_full_the_best_of_each_ones_rates_is_compared() -> None:
-    found = judged(3.3, 3.0, None, 3.5, 3.4, 3.02, 3.2, 3.3, 3.4, quick=False)
+    found = judged(*(3.3, 3.0, None, 3.1), *(3.5, 3.4, 3.2, 3.02), *(3.2, 3.3, 3.4), quick=False)
     assert found.outcome == "holds"
     assert found.figures[TWIN]["bits_per_byte"] == pytest.approx(3.0)
-    assert (found.figures[TWIN]["lr"], found.figures[TERNARY]["lr"]) == (RATES[TWIN] / 2, RATES[TERNARY])
+    assert (found.figures[TWIN]["lr"], found.figures[TERNARY]["lr"]) == (RATES[TWIN] / 2, 2 * RATES[TERNARY])
+    said = ("(rate 0.002); ternary", "(rate 0.004, the highest tried)", "(rate 0.001, the lowest tried)")
+    assert all(words in found.sentence for words in said)

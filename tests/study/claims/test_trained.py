@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ def test_removing_one_branch_is_judged_in_both_networks() -> None:
     assert outcome.outcome == "holds"
     assert outcome.figures["middle"] == pytest.approx(0.1) and outcome.figures["connected_least_rise"] == 0.1
     assert (outcome.figures["costliest"], outcome.figures["costliest_rise"]) == (1, 1.0)
+    assert outcome.figures["attentions_alone"] == pytest.approx([0.9, 0.4])
+    assert outcome.figures["feed_forwards_alone"] == pytest.approx([0.4, 0.3])
     late = removal(True, 4, [1.0, *[0.5] * 6, 0.4])
     assert say([late, shallow, plain], True).outcome == "holds under plain networks alone"
     assert say([deep, shallow, removal(False, 1, [1.5, 0.9])], True).outcome == "holds under connected networks alone"
@@ -146,7 +149,7 @@ def test_share_and_effect_are_judged_rate_by_rate() -> None:
     say = lora_share.CLAIM.judge
     outcome = say([at_rates({}, {"small_alone": 2.5})], True)
     assert outcome.outcome == "holds"
-    assert outcome.figures["0.1"]["left"] == pytest.approx(0.6)
+    assert outcome.figures["0.1"]["left"] == pytest.approx(0.6) and outcome.figures["0.1"]["gain"] == 1
     assert outcome.figures["0.1"]["rank_correlation"] == pytest.approx(1)
     assert say([at_rates({}, {"small_alone": 2.6})], True).outcome == "holds under a rate of 0.1"
     assert say([at_rates({"small_alone": 2.6})], True).outcome == "does not hold"
@@ -169,6 +172,16 @@ def test_a_read_out_reads_what_is_in_the_state() -> None:
     assert known < 0.2 and unknown > 1.3  # ln 4 = 1.39
 
 
+def test_byte_pairs_are_counted_where_the_read_out_learns() -> None:
+    tokens = torch.tensor([[1, 2, 1, 2], [1, 2, 1, 3]])
+    often = {2: 4 / 263, 3: 2 / 263}  # of six pairs, and one more of each of 257 bytes
+    likely = (3 + 10 * often[2]) / (4 + 10), (1 + 10 * often[3]) / (4 + 10)
+    found = task_leak.loss_by_pairs((tokens[:, :-1], tokens[:, 1:]), (torch.tensor([[1, 1]]), torch.tensor([[2, 3]])))
+    assert found == pytest.approx(-sum(map(math.log, likely)) / 2)
+    flat = task_leak.loss_by_pairs((tokens[:, :0], tokens[:, :0]), (tokens[:, :1], tokens[:, 1:2]))
+    assert flat == pytest.approx(math.log(257)), "nothing was counted"
+
+
 def test_states_are_taken_at_both_places(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     model = tiny(2)
     ((middle, targets),) = task_leak.states_at(model, "middle", batch)
@@ -188,6 +201,7 @@ def test_a_leak_is_judged_at_both_states(monkeypatch: pytest.MonkeyPatch) -> Non
 
     tuned = {"control": False, "before": 2.4, "loss": 5.0, "unigram": 3.0, "middle": 2.5, "last": 2.5}
     control = {"control": True, "before": None, "loss": 6.0, "unigram": 3.0, "middle": 2.7, "last": 2.7}
+    tuned, control = ({**given, "pairs": 2.6} for given in (tuned, control))
     say = task_leak.CLAIM.judge
     assert say([tuned, control], True).outcome == "holds"
     assert say([tuned, {**control, "last": 2.55}], True).outcome == "holds under the middle state"

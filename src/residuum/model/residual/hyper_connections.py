@@ -27,7 +27,8 @@ class Hyper(Streams):
     """
 
     use = (
-        "To let the model learn which streams each branch reads and writes: lower loss for n times the stream's memory."
+        "To let the model learn which streams each branch reads and writes: lower loss at equal steps, for n times the "
+        "stream's memory."
     )
 
     def __init__(self, config: ModelConfig, place: int) -> None:

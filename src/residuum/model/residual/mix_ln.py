@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class MixLN(Post, Pre):
     """y = norm(x + f(x)) in the first ⌊n_layers / 4⌋ layers, but at least one; y = x + f(norm(x)) in the others.
 
-    dL/dx as in `post`, and as in `pre`: gradients, which post-norm leaves to the last layers and pre-norm to the first,
-    are the larger where each of them is used. First weights are GPT-2's, which is ours: it then differs from
-    `pre` in its norms alone; its authors' are plain.
+    dL/dx as in `post`, and as in `pre`. Its paper says that post-norm leaves small gradients to the first layers and
+    pre-norm to the last ones, and that the mixture evens them out. First weights are GPT-2's, which is ours: it then
+    differs from `pre` in its norms alone; its authors' are plain.
 
     Source: Li, Yin, Liu 2024, https://arxiv.org/abs/2412.13795.
     """

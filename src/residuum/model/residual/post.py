@@ -21,7 +21,10 @@ class Post(Residual):
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
     """
 
-    use = "To repeat results of the original Transformer or BERT; beyond some 12 layers it wants a warm-up."
+    use = (
+        "To repeat results of the original Transformer or BERT; beyond some 12 layers it may not train, or only with a "
+        "warm-up."
+    )
 
     final_norm = False
 

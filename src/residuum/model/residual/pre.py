@@ -17,7 +17,7 @@ class Pre(Residual):
     Source: Xiong et al. 2020, https://arxiv.org/abs/2002.04745.
     """
 
-    use = "The default: it trains at any depth without warm-up, and what anything is compared with."
+    use = "The default: it trains at great depth without warm-up, and is what anything is compared with."
 
     def __init__(self, config: ModelConfig, place: int) -> None:
         super().__init__(config, place)

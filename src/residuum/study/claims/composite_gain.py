@@ -34,7 +34,7 @@ class CompositeGain:
     metric = "gain: the largest sum of absolute values in a row or a column of the product, mean over tokens"
     threshold = (
         f"hyper-connections above 1.1 for every seed, mHC within {CONSERVED} of 1 for every seed; holds under: the one "
-        "that does"
+        'that does, which is told from "does not hold" since a run in which mHC did not'
     )
 
     def cells(self, quick: bool) -> list[Cell]:

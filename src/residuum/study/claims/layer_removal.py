@@ -13,7 +13,7 @@ from residuum.study.cell import Cell, experiment
 from residuum.study.claims.claim import Outcome, Undecided
 from residuum.study.claims.without_skip import WithoutSkip
 from residuum.study.small import VOCAB, fit, loss_of, text_of
-from residuum.study.statistics import paired
+from residuum.study.statistics import Interval, paired
 
 LEARNED = 0.3
 
@@ -64,7 +64,8 @@ class LayerRemoval:
         plain = [f for f in figures if not f["connected"]]
         middle = [fmean(_middle(f["rises"])) for f in deep]
         first, last = ([f["rises"][place] for f in deep] for place in (0, -1))
-        gaps = paired(first, middle), paired(last, middle)
+        gaps = _gaps([f["rises"] for f in deep])
+        alike = [_gaps([f["rises"][kind::2] for f in deep]) for kind in (0, 1)]
         spared = all(gap.mean > (gap.half or 0) for gap in gaps)
         if any(f["loss"] > f["unigram"] - LEARNED for f in plain):
             losses = f"{max(f['loss'] for f in plain):.2f} nats per byte, byte frequencies {plain[0]['unigram']:.2f}"
@@ -82,6 +83,8 @@ class LayerRemoval:
                 "middle": fmean(middle),
                 "first": fmean(first),
                 "last": fmean(last),
+                "attentions_alone": [gap.mean for gap in alike[0]],
+                "feed_forwards_alone": [gap.mean for gap in alike[1]],
                 "costliest": costliest + 1,
                 "costliest_rise": each[costliest],
                 "plain_loss": fmean(f["loss"] for f in plain),
@@ -91,10 +94,11 @@ class LayerRemoval:
             },
             f"taken out of {2 * deepest} connected branches, the first costs {fmean(first):.3f} nats per byte, a "
             f"middle one {fmean(middle):.3f}, the last {fmean(last):.3f}, the costliest (number {costliest + 1}) "
-            f"{each[costliest]:.2f} (first − middle {gaps[0]}, last − middle {gaps[1]}); of {len(plain[0]['rises'])} "
-            f"plain ones, whose loss is {fmean(f['loss'] for f in plain):.2f} where byte frequencies cost "
-            f"{plain[0]['unigram']:.2f}, the least costs {least_plain:.2f}, of as many connected ones "
-            f"{least_shallow:.2f}",
+            f"{each[costliest]:.2f} (first − middle {gaps[0]}, last − middle {gaps[1]}; of attentions alone "
+            f"{alike[0][0]} and {alike[0][1]}, of feed-forwards {alike[1][0]} and {alike[1][1]}), where the loss is "
+            f"{fmean(f['loss'] for f in deep):.2f}; of {len(plain[0]['rises'])} plain ones, whose loss is "
+            f"{fmean(f['loss'] for f in plain):.2f} where byte frequencies cost {plain[0]['unigram']:.2f}, the least "
+            f"costs {least_plain:.2f}, of as many connected ones {least_shallow:.2f}",
         )
 
 
@@ -127,6 +131,13 @@ def rises(settings: dict[str, Any]) -> dict[str, Any]:
         "rises": [each - loss for each in without],
         "text": text.fingerprint,
     }
+
+
+def _gaps(rises: list[list[float]]) -> tuple[Interval, Interval]:
+    """First − middle and last − middle of each seed's rises."""
+    middle = [fmean(_middle(each)) for each in rises]
+    first, last = (paired([each[place] for each in rises], middle) for place in (0, -1))
+    return first, last
 
 
 def _middle(values: list[float]) -> list[float]:

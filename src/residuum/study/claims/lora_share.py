@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,8 @@ class LoraShare:
     experiment = (
         f"Pre-LN trained on the standard library's text, then rank-{RANK} updates of each attention's output and each "
         "feed-forward's last matrix, trained alone on the names in it, from the same model at each of four learning "
-        "rates; pilots with another seed chose them, from almost all writes large to almost all small; held-out names"
+        "rates; held-out names; an earlier run at 0.003 alone had no small writes in full, so that pilots with another "
+        "seed chose the rates, from almost all writes large to almost all small"
     )
     metric = (
         f"of the loss's gain, what is left when all updates that write more than {SMALL:.0%} of the state's norm are "
@@ -76,9 +77,13 @@ class LoraShare:
 
 
 class AtRate(NamedTuple):
-    """All seeds' shares of the state at one learning rate, in rising order; `left` is None where nothing is asked."""
+    """All seeds' mean gain and shares of the state, in rising order, at one learning rate.
+
+    `left`, the share of the gain that small writes make, is None where nothing is asked.
+    """
 
     rate: float
+    gain: float
     shares: list[float]
     ranks: Interval
     left: Interval | None
@@ -90,6 +95,7 @@ class AtRate(NamedTuple):
     @property
     def figures(self) -> dict[str, Any]:
         return {
+            "gain": self.gain,
             "left": self.left.mean if self.left else None,
             "rank_correlation": self.ranks.mean,
             "median_share": median(self.shares),
@@ -98,9 +104,9 @@ class AtRate(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"at a rate of {self.rate:g} {self.small} of {len(self.shares)} updates write at most {SMALL:.0%} of the "
-            f"state (median {median(self.shares):.1%}), "
-            f"{f'which make {self.left} of the gain by themselves' if self.left else 'of which nothing is asked'}; "
+            f"at a rate of {self.rate:g} the gain is {self.gain:.2f} nats per byte, {self.small} of "
+            f"{len(self.shares)} updates write at most {SMALL:.0%} of the state (median {median(self.shares):.1%}), "
+            f"{f'which make {self.left} of it by themselves' if self.left else 'of which nothing is asked'}; "
             f"rank correlation of share and effect {self.ranks}"
         )
 
@@ -111,7 +117,8 @@ def _at_rate(rows: Sequence[dict[str, Any]]) -> AtRate:
     if min(gains) >= LEARNED and all(min(row["shares"]) <= SMALL < max(row["shares"]) for row in rows):
         left = interval([(row["base"] - row["small_alone"]) / gain for row, gain in zip(rows, gains, strict=True)])
     shares = sorted(share for row in rows for share in row["shares"])
-    return AtRate(rows[0]["rate"], shares, interval([rank_correlation(r["shares"], r["effects"]) for r in rows]), left)
+    ranks = interval([rank_correlation(row["shares"], row["effects"]) for row in rows])
+    return AtRate(rows[0]["rate"], fmean(gains), shares, ranks, left)
 
 
 class Adapted(nn.Module):

@@ -1,4 +1,4 @@
-"""A Pre-LN stream only ever grows."""
+"""A Pre-LN stream grows."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from residuum.train.batches import Batch, Batches
 MARGIN = 0.1
 READ_OUT_STEPS = 200
 PLACES = ("middle", "last")
+PRIOR = 10
 
 
 class TaskLeak:
@@ -30,7 +31,10 @@ class TaskLeak:
         "Pre-LN trained on the standard library's text, then on the names in it alone; control: as many steps on the "
         "names alone; a logistic read-out of the next byte of the text from the middle and from the last state"
     )
-    metric = "held-out loss of the read-out in nats per byte, control minus fine-tuned"
+    metric = (
+        "held-out loss of the read-out in nats per byte, control minus fine-tuned; beside it, without a threshold, the "
+        "loss by byte pairs alone, counted where the read-out learned"
+    )
     threshold = (
         f"at least {MARGIN} at both states, by the lower end of the 95% interval, where the fine-tuned model itself is "
         "worse on the text than the bytes' frequencies; holds under: one of the states"
@@ -75,16 +79,18 @@ class TaskLeak:
                 "before": fmean(f["before"] for f in tuned),
                 "after": fmean(f["loss"] for f in tuned),
                 "unigram": tuned[0]["unigram"],
+                "pairs": fmean(f["pairs"] for f in tuned),
                 "gap_middle": gaps["middle"].mean,
                 "gap_last": gaps["last"].mean,
             },
             f"fine-tuning takes the text's loss from {fmean(f['before'] for f in tuned):.2f} to "
             f"{fmean(f['loss'] for f in tuned):.2f} nats per byte, where byte frequencies cost "
-            f"{tuned[0]['unigram']:.2f}; a linear read-out still has {said}",
+            f"{tuned[0]['unigram']:.2f}; a linear read-out still has {said}; byte pairs "
+            f"alone leave {fmean(f['pairs'] for f in tuned):.2f}",
         )
 
 
-@experiment(version=2)
+@experiment(version=4)
 def read_outs(settings: dict[str, Any]) -> dict[str, Any]:
     """The text's held-out loss by the model itself and by read-outs of its states, after all training.
 
@@ -107,6 +113,7 @@ def read_outs(settings: dict[str, Any]) -> dict[str, Any]:
         "before": before,
         "loss": loss_of(model, held_out),
         "unigram": code.unigram,
+        "pairs": loss_by_pairs(learn, held_out),
         **losses,
         "text": code.fingerprint + names.fingerprint,
     }
@@ -143,6 +150,16 @@ def read_out(learn: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> f
         loss(*learn).backward()
         optimizer.step()
     return float(loss(*held_out).detach())
+
+
+def loss_by_pairs(learn: Batch, held_out: Batch) -> float:
+    """Held-out cross-entropy, in nats, of p(b | a) = (n_ab + k p_b) / (n_a + k), counted in `learn`, with k = PRIOR."""
+    counts = torch.zeros(VOCAB, VOCAB).index_put_(
+        tuple(part.flatten() for part in learn), torch.ones(()), accumulate=True
+    )
+    often = (counts.sum(0) + 1) / (counts.sum() + VOCAB)
+    likely = (counts + PRIOR * often) / (counts.sum(1, keepdim=True) + PRIOR)
+    return -float(likely[tuple(part.flatten() for part in held_out)].log().mean())
 
 
 CLAIM = TaskLeak()
