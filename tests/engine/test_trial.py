@@ -97,9 +97,9 @@ def line_of(text: str) -> int:
             FORWARD + "    def __init__(self, *args):\n        super().__init__(*args)\n"
             "        self.a = torch.nn.Parameter(torch.tensor([1.0, torch.nan]))\n",
             "explicit",
-            ": initialise leaves blocks.0.attn_residual.a with NaN or infinity ({}, initialise): give it numbers to "
-            "begin with",
-            '@register("own")',
+            ": __init__ leaves blocks.0.attn_residual.a with NaN or infinity ({}, __init__): give it numbers to begin "
+            "with",
+            "def __init__",
         ),
         (
             FORWARD + "    @classmethod\n    def optim(cls, model):\n        return {'head.weight': 2.0}\n",
@@ -112,6 +112,14 @@ def line_of(text: str) -> int:
             "autograd",
             ": optim asks for 'embeding.weight', which is no parameter ({}, optim): give one (perhaps you "
             "meant embedding.weight)",
+            "@classmethod",
+        ),
+        (
+            FORWARD + "    @classmethod\n    def optim(cls, model):\n"
+            "        return {'embedding.weight': Optim(float('nan'))}\n",
+            "autograd",
+            ": optim asks for Optim(lr=nan, eps=1.0, decay=True) of 'embedding.weight' ({}, optim): give finite "
+            "factors, at least 0",
             "@classmethod",
         ),
         (  # among many places, of which the branches write little at the start

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,18 +109,22 @@ class _Trial:
         """No first value is NaN or infinite."""
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
-                raise self._said("initialise", f"leaves {name} with NaN or infinity", "give it numbers to begin with")
+                method = "initialise" if "initialise" in vars(self.kind) else "__init__"
+                raise self._said(method, f"leaves {name} with NaN or infinity", "give it numbers to begin with")
 
     def asks_of_parameters(self, model: Transformer) -> None:
-        """`optim` gives an Optim for parameters that there are."""
+        """`optim` gives an Optim of numbers for parameters that there are."""
         with self.of("optim"):
             asked = self.kind.optim(model)
         if not isinstance(asked, dict) or not all(isinstance(wish, Optim) for wish in asked.values()):
             raise self._said("optim", f"returned {str(asked)[:60]}", "return a dict, an Optim by a parameter's name")
         names = dict(model.named_parameters())
-        for name in asked:
+        for name, wish in asked.items():
             if name not in names:
-                raise self._said("optim", f"asks for '{name}', which is no parameter", f"give one{meant(name, names)}")
+                near = meant(str(name), names)
+                raise self._said("optim", f"asks for '{name}', which is no parameter", f"give one{near}")
+            if not all(isinstance(factor, (int, float)) and 0 <= factor < math.inf for factor in (wish.lr, wish.eps)):
+                raise self._said("optim", f"asks for {wish} of '{name}'", "give finite factors, at least 0")
 
     def sees_nothing_later(self, model: Transformer, tokens: Tensor) -> None:
         """Another last token changes no earlier place of a decoder."""
@@ -163,7 +168,7 @@ class _Trial:
             if _no_room(error):
                 raise _NoRoom from error
             where = self._where(method, error)
-            if isinstance(error, NotImplementedError) and not _lines_of(self.file, error):
+            if isinstance(error, NotImplementedError) and not str(error) and not _lines_of(self.file, error):
                 raise InputError(f"'{self.name}' has no {method} ({where}): write it") from error
             said = ": ".join(filter(None, (type(error).__name__, str(error))))
             raise InputError(f"'{self.name}' raised {said} ({where}): mend it") from error

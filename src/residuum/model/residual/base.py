@@ -189,9 +189,10 @@ def residual_of(config: ModelConfig) -> type[Residual]:
     for field in ("residual_scale", "residual_drop", "residual_streams"):
         if getattr(config, field) is not None and field not in chosen.settings:
             able = ", ".join(sorted(name for name, known in REGISTRY.items() if field in known.settings))
+            own = f", or name it in the class's `settings` ('{field}',)" if ":" in config.residual else ""
             raise InputError(
-                f"model.{field} means nothing to model.residual = '{config.residual}', for its `settings` do not have "
-                f"it: leave it away, or choose {able}"
+                f"model.{field} means nothing to model.residual = '{config.residual}': leave it away, or choose "
+                f"{able}{own}"
             )
     return chosen
 

@@ -33,10 +33,10 @@ class MHC(Streams):
     Each l is a number plus s w · X̂, where X̂ = rms-norm of all n streams together. Columns of A sum to 1, and so do
     those of a product of many such A: no depth makes the streams grow. Rows, which gradients go back by, sum to 1 only
     nearly, and a product's less so. Sinkhorn: exp(l_A), then 20 times each row and each column divided by its sum. The
-    gradient splits three ways: dX_i = Σ_j A_ij dY_j, and a_i dh,
-    and what X did by moving the coefficients. The paper says of the start that s is 0.01. The rest is ours: w = 0; l_A
-    is 0 and, off the diagonal, −8, so that A is the identity to 0.001; b = 1; a branch reads 3/4 of stream l mod n and
-    the rest of the others alike, and so x as it is. Source: Xie et al. 2025, https://arxiv.org/abs/2512.24880.
+    gradient splits three ways: dX_i = Σ_j A_ij dY_j, and a_i dh, and what X did by moving the coefficients. The paper
+    says of the start that s is 0.01. The rest is ours: w = 0; l_A is 0 and, off the diagonal, −8, so that A is the
+    identity to 0.001; b = 1; a branch reads 3/4 of stream l mod n and the rest of the others alike, and so x as it is.
+    Source: Xie et al. 2025, https://arxiv.org/abs/2512.24880.
     """
 
     use = "As hyper-connections, for deep models: a product of its mixings hardly grows, where theirs do."

@@ -26,7 +26,8 @@ class TwoHundredLayers:
     )
     experiment = (
         f"{DEEP} layers on the standard library's text, with warm-up; beside them Post-LN from Xavier's weights, which "
-        "should fail, as it does from 14 layers on, and Pre-LN, of which nothing is asked; an earlier run had neither"
+        "should fail, as it does at this rate from 14 layers on, and Pre-LN, of which nothing is asked; an earlier run "
+        "had neither"
     )
     metric = "gain on byte frequencies, bits per byte of held-out text, as a share of the reference's"
     threshold = (
